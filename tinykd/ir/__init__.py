@@ -4,6 +4,14 @@ from tinykd.ir.graph import DTYPES, Graph, Op, Tensor
 from tinykd.ir.ops import ACTIVATIONS, SPECS, conv_output_size, graph_macs, op_macs, same_padding
 from tinykd.ir.plan import MemoryPlan, Placement
 from tinykd.ir.quant import Quant, quantize_multiplier
+from tinykd.ir.requant import (
+    activation_range,
+    add_params,
+    mean_params,
+    requantization,
+    softmax_params,
+    tensor_quant,
+)
 from tinykd.ir.verify import verify
 
 __all__ = [
@@ -16,10 +24,16 @@ __all__ = [
     "Placement",
     "Quant",
     "Tensor",
+    "activation_range",
+    "add_params",
     "conv_output_size",
     "graph_macs",
+    "mean_params",
     "op_macs",
     "quantize_multiplier",
+    "requantization",
     "same_padding",
+    "softmax_params",
+    "tensor_quant",
     "verify",
 ]
