@@ -7,7 +7,8 @@
 
 typedef struct {
     const char *name;         /* for people, at most 31 characters */
-    const char *engine;       /* "tinykd" or "tflm" */
+    const char *engine;       /* "tinykd" or "tflm", at most 31 characters */
+    const char *board;        /* name of the board file the firmware was built for, at most 31 characters */
     uint8_t sha256[32];       /* of the .tflite that the model was generated from */
     uint32_t input_bytes;     /* int8 elements of the only input */
     uint32_t output_bytes;    /* int8 elements of the only output */
@@ -27,5 +28,12 @@ const int8_t *tk_model_output(void);
 /* Run op `op` of the generated sequence; an inference is 0, 1, .. num_ops - 1 in order. Each op is a noinline function
  * tk_op_NNN of its own, so that an emulator can attribute instructions to it. */
 void tk_model_run_op(uint32_t op);
+
+/* The first of the arena_bytes bytes that hold the activations; placements in the memory plan count from here. */
+const int8_t *tk_model_arena(void);
+
+/* Cycles that each op took when it last ran: num_ops elements (never none: one when num_ops is 0), in .bss. The model
+ * defines the array, because only it knows the length; the server alone writes and reads it. */
+extern uint32_t tk_model_op_cycles[];
 
 #endif
