@@ -1,0 +1,104 @@
+"""TFLite Micro's fixed-point arithmetic on NumPy arrays: int64 in, int64 out, values within int32.
+
+Source: the definitions in gemmlowp's fixed-point paper notes and TFLite's quantisation specification; restated in
+`docs/spec-int8.md`. Everything here rounds twice, as TFLite Micro's reference kernels do.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+INT32_MIN, INT32_MAX = -(1 << 31), (1 << 31) - 1
+
+
+def doubling_high_mul(a: np.ndarray, b: np.ndarray | int) -> np.ndarray:
+    """Return round(a * b / 2**31), halves towards +inf of magnitude as SaturatingRoundingDoublingHighMul rounds them."""
+    product = a.astype(np.int64) * b
+    nudged = product + np.where(product >= 0, 1 << 30, 1 - (1 << 30))
+    # C's division truncates towards zero.
+    result = np.where(nudged >= 0, nudged >> 31, -((-nudged) >> 31))
+    return np.minimum(result, INT32_MAX)
+
+
+def rounding_shift_right(x: np.ndarray, exponent: np.ndarray | int) -> np.ndarray:
+    """Return x / 2**exponent rounded to nearest, halves away from zero (RoundingDivideByPOT)."""
+    exponent = np.asarray(exponent, dtype=np.int64)
+    mask = (np.int64(1) << exponent) - 1
+    remainder = x & mask
+    threshold = (mask >> 1) + (x < 0)
+    return (x >> exponent) + (remainder > threshold)
+
+
+def saturating_shift_left(x: np.ndarray, exponent: int) -> np.ndarray:
+    """Return x * 2**exponent clamped to int32."""
+    return np.clip(x.astype(np.int64) << exponent, INT32_MIN, INT32_MAX)
+
+
+def multiply_by_quantized_multiplier(
+    x: np.ndarray, multiplier: np.ndarray | int, shift: np.ndarray | int
+) -> np.ndarray:
+    """Return x * multiplier * 2**(shift - 31), rounded twice; `multiplier` and `shift` broadcast over the last axis."""
+    shift = np.asarray(shift, dtype=np.int64)
+    left, right = np.maximum(shift, 0), np.maximum(-shift, 0)
+    # The C code shifts an int32, which wraps.
+    shifted = _wrap_int32(x.astype(np.int64) << left)
+    return rounding_shift_right(doubling_high_mul(shifted, np.asarray(multiplier, dtype=np.int64)), right)
+
+
+def _wrap_int32(x: np.ndarray) -> np.ndarray:
+    return ((x + (1 << 31)) & 0xFFFFFFFF) - (1 << 31)
+
+
+# exp(-2**k) for k = -2 .. 4 as Q0.31 constants, applied where the matching bit of the argument is set.
+_EXP_FACTORS = (
+    (-2, 1672461947),
+    (-1, 1302514674),
+    (0, 790015084),
+    (1, 290630308),
+    (2, 39332535),
+    (3, 720401),
+    (4, 242),
+)
+
+
+def exp_on_negative_values(a: np.ndarray, integer_bits: int) -> np.ndarray:
+    """Return exp(a) as Q0.31 for a <= 0 given with `integer_bits` integer bits (raw int32 values).
+
+    The argument is split into a part in (-1/4, 0], for which a fourth-order Taylor polynomial around -1/8 is used,
+    and a multiple of 1/4, for which tabulated powers are multiplied.
+    """
+    fractional_bits = 31 - integer_bits
+    quarter = 1 << (fractional_bits - 2)
+    part = (a & (quarter - 1)) - quarter
+    x = saturating_shift_left(part, integer_bits) + (1 << 28)
+    x2 = doubling_high_mul(x, x)
+    x3 = doubling_high_mul(x2, x)
+    x4_over_4 = rounding_shift_right(doubling_high_mul(x2, x2), 2)
+    one_third = 715827883
+    polynomial = rounding_shift_right(doubling_high_mul(x4_over_4 + x3, one_third) + x2, 1)
+    exp_eighth = 1895147668
+    result = exp_eighth + doubling_high_mul(x + polynomial, exp_eighth)
+    remainder = part - a
+    for exponent, factor in _EXP_FACTORS:
+        if integer_bits > exponent:
+            bit = 1 << (fractional_bits + exponent)
+            result = np.where(remainder & bit, doubling_high_mul(result, factor), result)
+    return np.where(a == 0, INT32_MAX, result)
+
+
+def reciprocal(x: np.ndarray, integer_bits: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return `(r, n)` with 1 / x ~= r * 2**-31 * 2**-n, for x > 0 given with `integer_bits` integer bits.
+
+    Three Newton-Raphson steps from the linear estimate 48/17 - 32/17 d.
+    """
+    headroom = 32 - np.floor(np.log2(x.astype(np.float64))).astype(np.int64) - 1
+    shifted = (x.astype(np.int64) << headroom) - (1 << 31)
+    total = shifted + INT32_MAX
+    # RoundingHalfSum; the sum is never negative here.
+    half_denominator = (total + 1) >> 1
+    estimate = 1515870810 + doubling_high_mul(half_denominator, -1010580540)
+    one = 1 << 29
+    for _ in range(3):
+        error = one - doubling_high_mul(half_denominator, estimate)
+        estimate = estimate + saturating_shift_left(doubling_high_mul(estimate, error), 2)
+    return saturating_shift_left(estimate, 1), integer_bits - headroom

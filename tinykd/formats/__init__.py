@@ -1,0 +1,1 @@
+"""Readers and writers: the only place that knows TFLite's and ONNX's file formats."""
