@@ -75,7 +75,7 @@ class Oracle:
 
     def tensor(self, index: int) -> np.ndarray:
         """Return the value of tensor `index` of the `.tflite` after `invoke`; needs keep_all."""
-        return np.array(self._interpreter.GetTensor(index, 0))
+        return np.array(self._interpreter.GetTensor(index, 0)["tensor_data"])
 
     def arena(self) -> ArenaUse:
         """Return how much of its arena TFLite Micro uses."""

@@ -207,10 +207,8 @@ def _max_pool_2d(graph: Graph, op: Op, values: Values) -> np.ndarray:
 
 def _mean(graph: Graph, op: Op, values: Values) -> np.ndarray:
     constants = mean_params(graph, op)
-    x = values[op.inputs[0]].astype(np.int64)
-    acc = (x - constants.input_zero_point).sum(axis=(1, 2))
-    scaled = multiply_by_quantized_multiplier(acc, constants.multiplier, constants.shift)
-    mean = _rounded_mean(scaled, constants.count) + constants.output_zero_point
+    acc = values[op.inputs[0]].astype(np.int64).sum(axis=(1, 2)) - constants.zero_sum
+    mean = multiply_by_quantized_multiplier(acc, constants.multiplier, constants.shift) + constants.output_zero_point
     return np.clip(mean, QMIN, QMAX).astype(np.int8).reshape(-1, *graph.tensor(op.outputs[0]).shape[1:])
 
 

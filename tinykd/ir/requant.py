@@ -59,13 +59,16 @@ class SoftmaxParams:
 
 @dataclass(frozen=True)
 class MeanParams:
-    """Constants of the int8 MEAN over H and W; `multiplier` and `shift` rescale the input's to the output's scale."""
+    """Constants of the int8 MEAN over H and W.
+
+    `multiplier` and `shift` take the sum of the inputs, less `zero_sum` (input zero point times their number), to the
+    output: the division by the number is folded into them.
+    """
 
     multiplier: int
     shift: int
-    input_zero_point: int
+    zero_sum: int
     output_zero_point: int
-    count: int
 
 
 def tensor_quant(tensor: Tensor) -> Quant:
@@ -145,8 +148,13 @@ def softmax_params(graph: Graph, op: Op) -> SoftmaxParams:
 
 
 def mean_params(graph: Graph, op: Op) -> MeanParams:
-    """Return the constants of a mean op."""
+    """Return the constants of a mean op, folded as TFLite's QuantizedMeanOrSum folds them (integer division)."""
     x = graph.tensor(op.inputs[0])
     x_quant, y_quant = tensor_quant(x), tensor_quant(graph.tensor(op.outputs[0]))
     multiplier, shift = quantize_multiplier(x_quant.scale / y_quant.scale)
-    return MeanParams(multiplier, shift, x_quant.zero_point, y_quant.zero_point, x.shape[1] * x.shape[2])
+    count = x.shape[1] * x.shape[2]
+    # The multiplier keeps 31 bits, and the total right shift stays within 31.
+    extra = min(count.bit_length() - 1, 32, 31 + shift)
+    return MeanParams(
+        (multiplier << extra) // count, shift - extra, x_quant.zero_point * count, y_quant.zero_point
+    )
