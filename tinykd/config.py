@@ -1,0 +1,395 @@
+"""Recipes: one experiment as YAML that states only what differs from the defaults, checked whole before any work.
+
+A recipe may name a `base` recipe; mappings are merged key by key, lists and scalars replace what the base had.
+Dotted overrides (`train.epochs=3`, `distill.0.weight=0.5`) are applied last. This module never imports torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tinykd.data import DATASETS
+from tinykd.distill import METHODS
+from tinykd.errors import ConfigError, nearest
+from tinykd.models import find_entry, model_names
+
+RECIPES = Path(__file__).resolve().parent / "recipes"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class AugmentConfig(_Section):
+    """Random changes of the training images, drawn anew for every image and step; 0 turns each one off."""
+
+    crop_padding: int = Field(0, ge=0, description="pixels of zero padding before a random crop to the same size")
+    flip: bool = Field(False, description="mirror left-right with probability 1/2")
+    rotate_deg: float = Field(0.0, ge=0, le=180, description="largest rotation to either side, degrees")
+    translate: float = Field(0.0, ge=0, lt=1, description="largest shift as a fraction of the side")
+    scale: float = Field(0.0, ge=0, lt=1, description="zoom by a factor in [1 - scale, 1 + scale]")
+    shear_deg: float = Field(0.0, ge=0, lt=90, description="largest horizontal shear, degrees")
+    brightness: float = Field(0.0, ge=0, lt=1, description="levels times a factor in [1 - b, 1 + b]")
+    cutout: int = Field(0, ge=0, description="side of the square set to mean_level, pixels; clipped at the border")
+
+
+class DataConfig(_Section):
+    """Which images, and how the student sees them: `x = (pixel - mean_level) / std_level`, same for every channel."""
+
+    name: str
+    root: str | None = Field(None, description="folder with the files; None looks in TINYKD_DATA, then downloads")
+    resolution: int | None = Field(None, ge=8, le=512, description="side in pixels; only `folder` can change it")
+    mean_level: int | None = Field(None, ge=0, le=255, description="None takes the data set's own")
+    std_level: float | None = Field(None, gt=0, description="None takes the data set's own")
+    val_size: int | None = Field(None, ge=0, description="images taken from train for validation; None: the default")
+    test_fraction: float = Field(0.2, gt=0, lt=1, description="`folder` only: share kept for test without a test folder")
+    subset: int | None = Field(None, ge=1, description="train on only this many images, drawn class by class")
+    seed: int = Field(0, ge=0, description="seed of the splits and of `subset`")
+    augment: AugmentConfig = AugmentConfig()
+
+
+class TrainConfig(_Section):
+    """How one model is trained."""
+
+    epochs: int = Field(30, ge=1)
+    batch_size: int = Field(64, ge=1)
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = Field(0.05, gt=0, description="peak learning rate")
+    momentum: float = Field(0.9, ge=0, lt=1, description="sgd only")
+    nesterov: bool = Field(True, description="sgd only")
+    weight_decay: float = Field(5e-4, ge=0, description="not applied to biases and normalisation")
+    schedule: Literal["cosine", "step"] = "cosine"
+    warmup_epochs: float = Field(0.0, ge=0, description="linear warm-up from lr / 10")
+    milestones: list[int] = Field([], description="`step` only: epochs at which lr is multiplied by gamma")
+    gamma: float = Field(0.1, gt=0, le=1, description="`step` only")
+    label_weight: float = Field(1.0, ge=0, description="weight of the cross-entropy with the labels")
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    ema: float = Field(0.0, ge=0, lt=1, description="decay per step of the averaged weights; 0 is off")
+    clip_norm: float = Field(0.0, ge=0, description="largest gradient norm; 0 is off")
+    amp: bool = Field(True, description="mixed precision; only on a GPU")
+    eval_every: int = Field(1, ge=1, description="epochs between validations")
+    seed: int = Field(0, ge=0)
+
+
+class ModelConfig(_Section):
+    """A model of the registry and its arguments."""
+
+    model: str
+    args: dict[str, Any] = {}
+
+
+class TeacherConfig(ModelConfig):
+    """The teacher: read from `weights` when that file is found, else trained as `train` says."""
+
+    weights: str | None = Field(None, description="file below TINYKD_DATA or data.root, or a path")
+    mean: list[float] | None = Field(None, description="per-channel mean on 0..1 of the images it was trained on")
+    std: list[float] | None = Field(None, description="per-channel standard deviation on 0..1, goes with `mean`")
+    train: TrainConfig | None = None
+
+
+class DistillConfig(_Section):
+    """One distillation loss and its weight beside `train.label_weight`."""
+
+    method: str
+    weight: float = Field(1.0, ge=0)
+    args: dict[str, Any] = {}
+
+
+class ExportConfig(_Section):
+    """How the trained student is quantised."""
+
+    calibration_images: int = Field(500, ge=1, description="images from the train split")
+    calibration_seed: int = Field(0, ge=0)
+
+
+class Recipe(_Section):
+    """One experiment, complete and checked."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    description: str = ""
+    data: DataConfig
+    student: ModelConfig
+    teacher: TeacherConfig | None = None
+    distill: list[DistillConfig] = []
+    train: TrainConfig = TrainConfig()
+    export: ExportConfig = ExportConfig()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the whole recipe, defaults included, as JSON-able values."""
+        return self.model_dump(mode="json")
+
+    def to_yaml(self) -> str:
+        """Return the whole recipe as YAML that `load_recipe` reads back to an equal recipe."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, width=100)
+
+    def digest(self) -> str:
+        """Return the SHA-256 (64 hex digits) of what decides the training result; name and description do not."""
+        facts = {key: value for key, value in self.to_dict().items() if key in _TRAINING_SECTIONS}
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+_TRAINING_SECTIONS = ("data", "student", "teacher", "distill", "train")
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML in which a key given twice is an error: otherwise the second one would win in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            if key_node.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key '{key_node.value}' is given twice", key_node.start_mark
+                )
+            seen.add(key_node.value)
+        return super().construct_mapping(node, deep)
+
+
+# YAML 1.1 takes `1e-3` for a string; YAML 1.2 and every user take it for a number.
+_StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def list_recipes() -> dict[str, Path]:
+    """Return the recipes of the package: name -> file, sorted by name."""
+    return {path.stem: path for path in sorted(RECIPES.rglob("*.yaml"))}
+
+
+def load_recipe(name: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Read, merge and check a recipe.
+
+    Args:
+        name: a recipe of the package ("mnist5k-kd") or a path to a YAML file.
+        overrides: "dotted.key=value" strings; the value is read as YAML. List items are addressed by index.
+
+    Raises:
+        ConfigError: no such recipe, or anything wrong in it; one error lists every fault.
+    """
+    path = _find(str(name))
+    raw = _read_with_bases(path, ())
+    raw.setdefault("name", path.stem)
+    faults: list[str] = []
+    for override in overrides:
+        _apply_override(raw, override, faults)
+    recipe: Recipe | None = None
+    try:
+        recipe = Recipe.model_validate(raw)
+    except ValidationError as error:
+        faults += [_explain(item) for item in error.errors()]
+    faults += _cross_check(raw, recipe)
+    if faults or recipe is None:
+        title = f"recipe '{name}' has {len(faults)} fault{'s' if len(faults) != 1 else ''}:"
+        raise ConfigError("\n".join([title, *(f"  {fault}" for fault in faults)]), "Nothing was started.")
+    return recipe
+
+
+def _find(name: str) -> Path:
+    recipes = list_recipes()
+    if name in recipes:
+        return recipes[name]
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
+        raise ConfigError(f"recipe file '{name}' does not exist", "Give a file, or a name of `tinykd list recipes`.")
+    raise ConfigError(
+        f"there is no recipe '{name}'.{nearest(name, recipes)}",
+        f"Recipes: {', '.join(recipes)}. Or give the path of a YAML file.",
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        # S506 does not apply: _StrictLoader is a SafeLoader.
+        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"recipe {path} cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"recipe {path} is not valid YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"recipe {path} must be a mapping with the keys {', '.join(Recipe.model_fields)}")
+    return {str(key): value for key, value in raw.items()}
+
+
+def _read_with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    path = path.resolve()
+    if path in seen:
+        chain = " -> ".join(item.stem for item in (*seen, path))
+        raise ConfigError(f"recipe {path.stem} is its own base: {chain}")
+    raw = _read(path)
+    base = raw.pop("base", None)
+    if base is None:
+        return raw
+    if not isinstance(base, str):
+        raise ConfigError(f"recipe {path}: 'base' must be the name or the path of one recipe, not {base!r}")
+    beside = path.parent / base
+    parent = _read_with_bases(beside if beside.is_file() else _find(base), (*seen, path))
+    for key in ("name", "description"):
+        parent.pop(key, None)
+    return _merge(parent, raw)
+
+
+def _merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in top.items():
+        if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
+            merged[key] = _merge(merged[key], value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _apply_override(raw: dict[str, Any], override: str, faults: list[str]) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        faults.append(f"-s {override}: expected key=value, for example -s train.epochs=3")
+        return
+    try:
+        value = yaml.load(text, Loader=_StrictLoader)
+    except yaml.YAMLError as error:
+        faults.append(f"-s {override}: the value is not valid YAML: {str(error).splitlines()[0]}")
+        return
+    place: Any = raw
+    *parents, last = key.strip().split(".")
+    for depth, part in enumerate([*parents, last]):
+        is_last = depth == len(parents)
+        if isinstance(place, list):
+            if not part.isdigit() or int(part) >= len(place):
+                faults.append(f"-s {override}: '{part}' is not an index of a list of {len(place)}")
+                return
+            index: Any = int(part)
+        elif isinstance(place, dict):
+            index = part
+        else:
+            faults.append(f"-s {override}: '{'.'.join([*parents, last][:depth])}' has no keys below it")
+            return
+        if is_last:
+            place[index] = value
+        else:
+            if isinstance(place, dict) and place.get(index) is None:
+                place[index] = {}
+            place = place[index]
+
+
+def _section_at(location: tuple[Any, ...]) -> type[BaseModel]:
+    """Return the section that holds the last part of a pydantic error location."""
+    section: type[BaseModel] = Recipe
+    for part in location[:-1]:
+        if isinstance(part, int) or part not in section.model_fields:
+            continue
+        section = _find_model(section.model_fields[part].annotation) or section
+    return section
+
+
+def _find_model(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
+        return annotation if issubclass(annotation, BaseModel) else None
+    for argument in typing.get_args(annotation):
+        if (found := _find_model(argument)) is not None:
+            return found
+    return None
+
+
+def _explain(item: Any) -> str:
+    where = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        known = _section_at(item["loc"]).model_fields
+        return f"{where}: unknown key.{nearest(str(item['loc'][-1]), known)} Known: {', '.join(known)}"
+    if item["type"] == "missing":
+        return f"{where}: is missing"
+    given = "" if isinstance(item["input"], dict | list) else f" (given {item['input']!r})"
+    message = str(item["msg"])
+    return f"{where}: {message[:1].lower()}{message[1:]}{given}"
+
+
+def _check_args(where: str, args: Mapping[str, Any], known: Mapping[str, Any], owner: str) -> list[str]:
+    return [
+        f"{where}.args.{key}: '{owner}' has no such argument.{nearest(key, known)} Known: {', '.join(known) or 'none'}"
+        for key in args
+        if key not in known
+    ]
+
+
+def _check_model(raw: Any, section: str) -> list[str]:
+    if not isinstance(raw, Mapping) or not isinstance(raw.get("model"), str):
+        return []
+    name = raw["model"]
+    entry = find_entry(name)
+    if entry is None:
+        return [f"{section}.model: there is no model '{name}'.{nearest(name, model_names())} See `tinykd list models`"]
+    if section == "student" and entry.role != "student":
+        students = ", ".join(model_names("student"))
+        return [f"student.model: '{name}' is a teacher and cannot go on a microcontroller. Students: {students}"]
+    args = raw.get("args")
+    return _check_args(section, args, entry.args, name) if isinstance(args, Mapping) and not entry.open_args else []
+
+
+def _cross_check(raw: Mapping[str, Any], recipe: Recipe | None) -> list[str]:
+    """Return the faults that single fields cannot show. Names are checked on the raw values, so that a fault
+    elsewhere hides none of them."""
+    faults: list[str] = []
+    data = raw.get("data")
+    if isinstance(data, Mapping) and isinstance(data.get("name"), str) and data["name"] not in DATASETS:
+        name = data["name"]
+        faults.append(f"data.name: there is no data set '{name}'.{nearest(name, DATASETS)} Known: {', '.join(DATASETS)}")
+    for section in ("student", "teacher"):
+        faults += _check_model(raw.get(section), section)
+    losses = raw.get("distill")
+    for index, loss in enumerate(losses if isinstance(losses, list) else []):
+        method = loss.get("method") if isinstance(loss, Mapping) else None
+        if not isinstance(method, str):
+            continue
+        where = f"distill.{index}"
+        row = METHODS.get(method)
+        if row is None:
+            known = ", ".join(METHODS)
+            faults.append(f"{where}.method: there is no method '{method}'.{nearest(method, METHODS)} Known: {known}")
+            continue
+        if isinstance(loss.get("args"), Mapping):
+            faults += _check_args(where, loss["args"], row.args, method)
+        if row.needs_teacher and raw.get("teacher") is None:
+            faults.append(f"{where}.method: '{method}' needs a teacher, but the recipe has no `teacher` section")
+    return faults + (_check_values(recipe) if recipe is not None else [])
+
+
+def _check_values(recipe: Recipe) -> list[str]:
+    faults: list[str] = []
+    teacher = recipe.teacher
+    trainings = [("train", recipe.train)]
+    if teacher is not None:
+        if teacher.weights is None and teacher.train is None and not teacher.model.startswith("timm:"):
+            faults.append("teacher: give `weights` (a file), `train` (how to train it first), or both")
+        if (teacher.mean is None) != (teacher.std is None):
+            faults.append("teacher: `mean` and `std` go together")
+        for key, value in (("mean", teacher.mean), ("std", teacher.std)):
+            if value is not None and (len(value) not in (1, 3) or (key == "std" and min(value) <= 0)):
+                faults.append(f"teacher.{key}: expected 1 or 3 numbers{' above 0' if key == 'std' else ''}, not {value}")
+        if teacher.train is not None:
+            trainings.append(("teacher.train", teacher.train))
+    for where, train in trainings:
+        if train.warmup_epochs >= train.epochs and train.warmup_epochs > 0:
+            faults.append(f"{where}.warmup_epochs: {train.warmup_epochs:g} is not below epochs ({train.epochs})")
+        if train.schedule == "step" and not train.milestones:
+            faults.append(f"{where}.milestones: schedule 'step' needs at least one epoch")
+        if train.schedule != "step" and train.milestones:
+            faults.append(f"{where}.milestones: only schedule 'step' uses them, but schedule is '{train.schedule}'")
+        if train.milestones != sorted(set(train.milestones)):
+            faults.append(f"{where}.milestones: must rise, not {train.milestones}")
+        if train.nesterov and train.optimizer == "sgd" and train.momentum == 0:
+            faults.append(f"{where}.nesterov: needs momentum above 0")
+    if recipe.train.label_weight == 0 and not any(loss.weight > 0 for loss in recipe.distill):
+        faults.append("train.label_weight: is 0 and no distillation loss has a weight above 0: nothing to learn from")
+    if recipe.data.resolution is not None and not DATASETS[recipe.data.name].resizable:
+        faults.append(f"data.resolution: '{recipe.data.name}' has a fixed resolution; only `folder` can change it")
+    return faults

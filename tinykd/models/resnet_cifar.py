@@ -1,0 +1,80 @@
+"""ResNets for 32x32 images (He et al. 2016, arXiv:1512.03385, section 4.2), depth = 6n + 2.
+
+Parameter names follow the common public CIFAR checkpoints (`conv1`, `layer1.0.conv1`, ..., `linear`), so that those load.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tinykd.errors import ConfigError
+from tinykd.models.layers import init_weights
+
+
+class _Block(nn.Module):
+    def __init__(self, in_channels: int, channels: int, stride: int, shortcut: str) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride=stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.stride = stride
+        self.extra = channels - in_channels
+        changes = stride != 1 or self.extra != 0
+        self.shortcut = (
+            nn.Sequential(nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False), nn.BatchNorm2d(channels))
+            if changes and shortcut == "B"
+            else nn.Sequential()
+        )
+        self.pads = changes and shortcut == "A"
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        if self.pads:
+            before = self.extra // 2
+            x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, before, self.extra - before))
+        else:
+            x = self.shortcut(x)
+        return F.relu(y + x)
+
+
+class ResNetCifar(nn.Module):
+    """Stem, three stages of n basic blocks with widths (16, 32, 64) times `width`, pooling, one linear layer."""
+
+    def __init__(self, depth: int, num_classes: int, in_channels: int, width: float, shortcut: str) -> None:
+        super().__init__()
+        widths = [round(channels * width) for channels in (16, 32, 64)]
+        blocks = (depth - 2) // 6
+        self.conv1 = nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(widths[0])
+        self.layer1 = self._stage(widths[0], widths[0], blocks, 1, shortcut)
+        self.layer2 = self._stage(widths[0], widths[1], blocks, 2, shortcut)
+        self.layer3 = self._stage(widths[1], widths[2], blocks, 2, shortcut)
+        self.linear = nn.Linear(widths[2], num_classes)
+        init_weights(self)
+
+    @staticmethod
+    def _stage(in_channels: int, channels: int, blocks: int, stride: int, shortcut: str) -> nn.Sequential:
+        first = _Block(in_channels, channels, stride, shortcut)
+        return nn.Sequential(first, *(_Block(channels, channels, 1, shortcut) for _ in range(blocks - 1)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (N, C, H, W) to (N, num_classes) logits."""
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return self.linear(x.mean(dim=(2, 3)))
+
+
+def build(name: str, num_classes: int, resolution: int, in_channels: int, width: float, shortcut: str) -> nn.Module:
+    """Return `resnet<depth>`; shortcut "A" pads with zero channels (no parameters), "B" projects where shapes change.
+
+    Raises:
+        ConfigError: an argument outside its range.
+    """
+    if shortcut not in ("A", "B"):
+        raise ConfigError(f"{name}: shortcut must be 'A' (zero padding) or 'B' (projection), not {shortcut!r}")
+    if not 0.1 <= width <= 8:
+        raise ConfigError(f"{name}: width {width} is outside 0.1..8")
+    return ResNetCifar(int(name.removeprefix("resnet")), num_classes, in_channels, width, shortcut)
