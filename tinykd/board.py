@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from pathlib import Path
 from typing import Any, Literal
@@ -111,6 +112,10 @@ class Board(_Section):
     def flash_budget_bytes(self) -> int:
         """Flash that a firmware may use."""
         return self.memory.flash.size_bytes - self.reserve.flash_bytes
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the board's facts, 64 hex digits."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
     @model_validator(mode="after")
     def _positive_budgets(self) -> Board:

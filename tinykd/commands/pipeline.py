@@ -1,0 +1,130 @@
+"""Composes the stages for the commands: makes the artefacts that a step needs when they are missing or stale."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tinykd.artifact import draft_artifact, read_manifest, write_json
+from tinykd.commands.target import Target
+from tinykd.errors import ArtifactError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from tinykd.board import Board
+    from tinykd.build import BuildResult
+    from tinykd.ir import Graph, MemoryPlan
+
+PLAN_FILE = "plan.json"
+
+
+def board_inputs(target: Target, board: Board) -> dict[str, str]:
+    """Return the input hashes of everything that is made from a model for a board."""
+    return {"model.tflite": target.sha256(), "board": board.digest()}
+
+
+def fresh(folder: Path, stage: str, inputs: dict[str, str]) -> bool:
+    """Whether `folder` holds a finished, unharmed artefact of `stage` made from `inputs` by this version of tinykd."""
+    import tinykd
+
+    try:
+        manifest = read_manifest(folder, stage)
+    except ArtifactError:
+        return False
+    return manifest.inputs == inputs and manifest.tools.get("tinykd") == tinykd.__version__
+
+
+def make_plan(target: Target, graph: Graph, board: Board) -> tuple[MemoryPlan, dict[str, Any]]:
+    """Plan a model for a board and write RUN/boards/<board>/plan/.
+
+    Returns:
+        the memory plan and the `plan` JSON object. It is returned also when the model does not fit: see its `fits`.
+    """
+    from tinykd.plan import plan_for_tflm, plan_graph
+    from tinykd.plan.summary import summarize
+
+    plan = plan_graph(graph)
+    result = {
+        "model": target.name,
+        "model_sha256": target.sha256(),
+        **summarize(graph, plan, board),
+        "tflm_head_bytes": plan_for_tflm(graph).arena_bytes,
+        **_tflm_arenas(graph),
+    }
+    folder = target.board_folder(board.name, "plan")
+    with draft_artifact(folder, "plan", inputs=board_inputs(target, board), board=board.name) as draft:
+        draft.results.update(result)
+        write_json(draft.path(PLAN_FILE), {**result, "plan": plan.to_dict()})
+    return plan, result
+
+
+def _tflm_arenas(graph: Graph) -> dict[str, int | None]:
+    """Measure what unmodified TFLite Micro allocates on this host, with our plan and with its own."""
+    from tinykd.export import oracle
+    from tinykd.formats import tflite_writer
+    from tinykd.plan import plan_for_tflm, tflm_offsets
+
+    if not oracle.is_available():
+        return {"tflm_arena_bytes": None, "tflm_arena_online_bytes": None, "tflm_head_online_bytes": None}
+    offline = oracle.Oracle(tflite_writer.write(graph, tflm_offsets(plan_for_tflm(graph)))).arena()
+    online = oracle.Oracle(tflite_writer.write(graph)).arena()
+    return {
+        "tflm_arena_bytes": offline.total_bytes,
+        "tflm_arena_online_bytes": online.total_bytes,
+        "tflm_head_online_bytes": online.head_bytes,
+    }
+
+
+def ensure_plan(target: Target, board: Board) -> tuple[MemoryPlan, dict[str, Any]]:
+    """Return the plan of a model for a board, from its artefact when that is fresh."""
+    from tinykd.ir import MemoryPlan
+
+    folder = target.board_folder(board.name, "plan")
+    if fresh(folder, "plan", board_inputs(target, board)):
+        raw = json.loads((folder / PLAN_FILE).read_text())
+        return MemoryPlan.from_dict(raw.pop("plan")), raw
+    return make_plan(target, target.graph(), board)
+
+
+def require_fit(result: dict[str, Any]) -> None:
+    """Raise DoesNotFitError when a plan's result says so."""
+    if not result["fits"]:
+        from tinykd.plan.summary import refusal
+
+        raise refusal(result)
+
+
+def ensure_build(target: Target, board: Board, engine: str = "tinykd", builder: str = "auto") -> BuildResult:
+    """Return the firmware of a model for a board, building it when it is missing or stale.
+
+    Raises:
+        DoesNotFitError: the plan says that it does not fit; nothing is built.
+        ToolchainError: the compiler is missing or failed.
+    """
+    from tinykd.build import build
+
+    plan, result = ensure_plan(target, board)
+    require_fit(result)
+    return build(
+        target.graph(),
+        plan,
+        board,
+        target.board_folder(board.name, "build"),
+        model_sha256=target.sha256(),
+        engine=engine,
+        builder=builder,
+    )
+
+
+def host_outputs(target: Target, x: np.ndarray) -> tuple[np.ndarray, str]:
+    """Return the model's int8 outputs (N, elements) on the host, and who computed them.
+
+    The oracle is TFLite Micro's wheel where it is installed; elsewhere the NumPy reference, which equals it.
+    """
+    from tinykd.export import oracle, reference
+
+    if oracle.is_available():
+        return oracle.Oracle(target.model.read_bytes()).outputs(x), "tflite-micro"
+    return reference.run_output(target.graph(), x), "numpy-reference"

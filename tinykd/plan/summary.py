@@ -1,0 +1,63 @@
+"""The answer of `tinykd plan`: arena, whole SRAM and flash against the board, and what to do when it does not fit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tinykd.board import Board
+from tinykd.errors import DoesNotFitError
+from tinykd.ir import Graph, MemoryPlan, graph_macs
+from tinykd.plan.footprint import predict
+
+
+def summarize(graph: Graph, plan: MemoryPlan, board: Board) -> dict[str, Any]:
+    """Return the board's side of the `plan` JSON object: totals, budgets, `fits`, and where the peak is.
+
+    Every `*_bytes` is what the firmware with engine `tinykd` will need, predicted before it is built.
+    """
+    footprint = predict(graph, board, plan)
+    peak = graph.ops[plan.peak_op]
+    return {
+        "board": board.name,
+        "arena_bytes": plan.arena_bytes,
+        "lower_bound_bytes": plan.lower_bound_bytes,
+        "gap_bytes": plan.gap_bytes,
+        "peak_op": plan.peak_op,
+        "peak_source": peak.source,
+        "peak_kind": peak.kind,
+        "sram_total_bytes": footprint["sram_bytes"],
+        "sram_budget_bytes": board.sram_budget_bytes,
+        "stack_bytes": footprint["stack_bytes"],
+        "flash_total_bytes": footprint["flash_bytes"],
+        "flash_budget_bytes": board.flash_budget_bytes,
+        "model_bytes": footprint["model_bytes"],
+        "fits": footprint["sram_bytes"] <= board.sram_budget_bytes
+        and footprint["flash_bytes"] <= board.flash_budget_bytes,
+        "macs": graph_macs(graph),
+        "num_ops": len(graph.ops),
+    }
+
+
+def refusal(summary: dict[str, Any]) -> DoesNotFitError:
+    """Return the error that says what does not fit, by how much, where the peak is and what to try."""
+    problems = []
+    if summary["sram_total_bytes"] > summary["sram_budget_bytes"]:
+        problems.append(
+            f"SRAM needs {_bytes(summary['sram_total_bytes'])} (arena {_bytes(summary['arena_bytes'])}, stack "
+            f"{_bytes(summary['stack_bytes'])}, the rest static data) but {summary['board']} leaves "
+            f"{_bytes(summary['sram_budget_bytes'])}; the peak is at op {summary['peak_op']} "
+            f"({summary['peak_kind']}, {summary['peak_source']})"
+        )
+    if summary["flash_total_bytes"] > summary["flash_budget_bytes"]:
+        problems.append(
+            f"flash needs {_bytes(summary['flash_total_bytes'])} (weights {_bytes(summary['model_bytes'])}) but "
+            f"{summary['board']} leaves {_bytes(summary['flash_budget_bytes'])}"
+        )
+    return DoesNotFitError(
+        "; ".join(problems) + ".",
+        "Try a smaller width or input resolution, fewer classes, or a board with more memory (tinykd list boards).",
+    )
+
+
+def _bytes(number: int) -> str:
+    return f"{number:,} B".replace(",", " ")
