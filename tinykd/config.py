@@ -52,7 +52,9 @@ class DataConfig(_Section):
     mean_level: int | None = Field(None, ge=0, le=255, description="None takes the data set's own")
     std_level: float | None = Field(None, gt=0, description="None takes the data set's own")
     val_size: int | None = Field(None, ge=0, description="images taken from train for validation; None: the default")
-    test_fraction: float = Field(0.2, gt=0, lt=1, description="`folder` only: share kept for test without a test folder")
+    test_fraction: float = Field(
+        0.2, gt=0, lt=1, description="`folder` only: share kept for test without a test folder"
+    )
     subset: int | None = Field(None, ge=1, description="train on only this many images, drawn class by class")
     seed: int = Field(0, ge=0, description="seed of the splits and of `subset`")
     augment: AugmentConfig = AugmentConfig()
@@ -342,7 +344,9 @@ def _cross_check(raw: Mapping[str, Any], recipe: Recipe | None) -> list[str]:
     data = raw.get("data")
     if isinstance(data, Mapping) and isinstance(data.get("name"), str) and data["name"] not in DATASETS:
         name = data["name"]
-        faults.append(f"data.name: there is no data set '{name}'.{nearest(name, DATASETS)} Known: {', '.join(DATASETS)}")
+        faults.append(
+            f"data.name: there is no data set '{name}'.{nearest(name, DATASETS)} Known: {', '.join(DATASETS)}"
+        )
     for section in ("student", "teacher"):
         faults += _check_model(raw.get(section), section)
     losses = raw.get("distill")
@@ -374,7 +378,9 @@ def _check_values(recipe: Recipe) -> list[str]:
             faults.append("teacher: `mean` and `std` go together")
         for key, value in (("mean", teacher.mean), ("std", teacher.std)):
             if value is not None and (len(value) not in (1, 3) or (key == "std" and min(value) <= 0)):
-                faults.append(f"teacher.{key}: expected 1 or 3 numbers{' above 0' if key == 'std' else ''}, not {value}")
+                faults.append(
+                    f"teacher.{key}: expected 1 or 3 numbers{' above 0' if key == 'std' else ''}, not {value}"
+                )
         if teacher.train is not None:
             trainings.append(("teacher.train", teacher.train))
     for where, train in trainings:

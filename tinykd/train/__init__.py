@@ -1,0 +1,33 @@
+"""Training: a teacher where the recipe asks for one, then the student. Importing this package does not import torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from tinykd.artifact import Manifest
+    from tinykd.config import Recipe
+    from tinykd.train.progress import Progress
+
+
+def train(
+    recipe: Recipe,
+    run_dir: Path,
+    resume: bool = True,
+    progress: Progress | None = None,
+    device: str | None = None,
+) -> Manifest:
+    """Train what the recipe says into `run_dir/train` and return its manifest; see `tinykd.train.stage.train`."""
+    from tinykd.train import stage
+
+    return stage.train(recipe, run_dir, resume=resume, progress=progress, device=device)
+
+
+def load_student(run_dir: Path) -> tuple[nn.Module, Recipe]:
+    """Return a run's trained student in eval mode and its recipe; see `tinykd.models.load.load_student`."""
+    from tinykd.models import load
+
+    return load.load_student(run_dir)
