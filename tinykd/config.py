@@ -52,9 +52,7 @@ class DataConfig(_Section):
     mean_level: int | None = Field(None, ge=0, le=255, description="None takes the data set's own")
     std_level: float | None = Field(None, gt=0, description="None takes the data set's own")
     val_size: int | None = Field(None, ge=0, description="images taken from train for validation; None: the default")
-    test_fraction: float = Field(
-        0.2, gt=0, lt=1, description="`folder` only: share kept for test without a test folder"
-    )
+    test_fraction: float = Field(0.2, gt=0, lt=1, description="`folder` without test/: share kept for test")
     subset: int | None = Field(None, ge=1, description="train on only this many images, drawn class by class")
     seed: int = Field(0, ge=0, description="seed of the splits and of `subset`")
     augment: AugmentConfig = AugmentConfig()

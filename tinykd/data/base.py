@@ -176,5 +176,5 @@ def _check(name: str, split: Split, num_classes: int) -> None:
         raise DataError(f"{name}: images must be square, found {images.shape[1]}x{images.shape[2]}")
     if len(images) != len(labels):
         raise DataError(f"{name}: {len(images)} images but {len(labels)} labels")
-    if len(labels) and not (0 <= labels.min() and labels.max() < num_classes):
+    if len(labels) and not (labels.min() >= 0 and labels.max() < num_classes):
         raise DataError(f"{name}: labels {labels.min()}..{labels.max()} do not index {num_classes} classes")

@@ -1,4 +1,4 @@
-"""Students and teachers: one family per file, and the one registry of them. Importing this package does not import torch.
+"""Students and teachers: one family per file, and the one registry of them. Importing it does not import torch.
 
 A student's model must be exportable: padding as TensorFlow's SAME with constants known at construction, ReLU or ReLU6,
 global average pooling, one linear layer. A teacher may be anything that maps (N, C, H, W) float32 to (N, K) logits.

@@ -1,4 +1,4 @@
-"""Blocks shared by the students: convolutions that pad as TensorFlow's SAME does, with constants fixed at construction."""
+"""Blocks shared by the students: convolutions that pad as TensorFlow's SAME, by constants fixed at construction."""
 
 from __future__ import annotations
 

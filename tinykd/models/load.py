@@ -1,4 +1,4 @@
-"""Trained students on disk: `student.safetensors` carries in its header all that is needed to build the module again."""
+"""Trained students on disk: `student.safetensors` carries in its header all that rebuilds the module."""
 
 from __future__ import annotations
 

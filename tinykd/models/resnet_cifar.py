@@ -1,6 +1,6 @@
 """ResNets for 32x32 images (He et al. 2016, arXiv:1512.03385, section 4.2), depth = 6n + 2.
 
-Parameter names follow the common public CIFAR checkpoints (`conv1`, `layer1.0.conv1`, ..., `linear`), so that those load.
+Parameter names are those of the common public CIFAR checkpoints (`conv1`, `layer1.0.conv1`, ..., `linear`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Teachers: frozen models, fed with the student's input whatever their own normalisation is, and their weights files."""
+"""Teachers: frozen models, fed with the student's input whatever their own normalisation, and their weights."""
 
 from __future__ import annotations
 

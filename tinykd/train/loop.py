@@ -1,7 +1,7 @@
 """The one training loop, for teachers and students alike.
 
-On the CPU a training that was stopped anywhere and resumed ends with the same bits as one that ran through: the order of
-an epoch's images follows from the seed and the epoch, and everything else that changes is in the checkpoint.
+On the CPU a training that was stopped anywhere and resumed ends with the same bits as one that ran through: the order
+of an epoch's images follows from the seed and the epoch, and everything else that changes is in the checkpoint.
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +14,6 @@ import numpy as np
 import torch
 import yaml
 
-
 import tinykd
 from tinykd.artifact import MANIFEST, Manifest, read_manifest, sha256_file, write_bytes, write_json
 from tinykd.config import Recipe, TeacherConfig
@@ -23,7 +21,6 @@ from tinykd.data import load_dataset
 from tinykd.data.augment import Augment
 from tinykd.data.base import Dataset
 from tinykd.errors import ArtifactError, ConfigError, DataError
-
 from tinykd.models.count import count_macs, count_params
 from tinykd.models.load import STUDENT, ModelSpec, load_model, save_model
 from tinykd.models.teacher import Teacher, load_weights
