@@ -19,6 +19,7 @@ from tinykd.export.fixedpoint import (
     reciprocal,
     rounding_shift_right,
 )
+from tinykd.export.windows import padded, window_counts, windows
 from tinykd.ir import (
     Graph,
     Op,
@@ -93,26 +94,6 @@ def _matmul(x: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return (x.astype(dtype) @ weights.astype(dtype).T).astype(np.int64)
 
 
-def _padded(x: np.ndarray, padding: tuple[int, int, int, int], value: int) -> np.ndarray:
-    top, bottom, left, right = padding
-    if not any(padding):
-        return x
-    return np.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0)), constant_values=value)
-
-
-def _windows(x: np.ndarray, kernel: tuple[int, int], op: Op, shape: tuple[int, ...]) -> np.ndarray:
-    """Return a view (N, outH, outW, kH, kW, C) of an already padded x (N, H, W, C)."""
-    stride_h, stride_w = op.attrs["stride"]
-    dilation_h, dilation_w = op.attrs.get("dilation", (1, 1))
-    n, h, w, c = x.strides
-    return np.lib.stride_tricks.as_strided(
-        x,
-        (x.shape[0], shape[1], shape[2], kernel[0], kernel[1], x.shape[3]),
-        (n, h * stride_h, w * stride_w, h * dilation_h, w * dilation_w, c),
-        writeable=False,
-    )
-
-
 def _bias(graph: Graph, op: Op) -> np.ndarray | int:
     name = op.inputs[2] if len(op.inputs) > 2 else ""
     if not name:
@@ -134,8 +115,8 @@ def _conv_2d(graph: Graph, op: Op, values: Values) -> np.ndarray:
     weights = _weights(graph, op)
     x = values[op.inputs[0]].astype(np.int16) - np.int16(constants.input_zero_point)
     shape = graph.tensor(op.outputs[0]).shape
-    x = np.ascontiguousarray(_padded(x, op.attrs["padding"], 0))
-    columns = _windows(x, weights.shape[1:3], op, shape).reshape(-1, weights[0].size)
+    x = padded(x, op.attrs["padding"], 0)
+    columns = windows(x, weights.shape[1:3], op, shape).reshape(-1, weights[0].size)
     acc = _matmul(columns, weights.reshape(len(weights), -1)) + _bias(graph, op)
     return _requantize(acc, constants).reshape(-1, *shape[1:])
 
@@ -146,13 +127,13 @@ def _depthwise_conv_2d(graph: Graph, op: Op, values: Values) -> np.ndarray:
     x = values[op.inputs[0]].astype(np.int32) - constants.input_zero_point
     shape = graph.tensor(op.outputs[0]).shape
     multiplier = shape[3] // x.shape[3]
-    x = np.ascontiguousarray(_padded(x, op.attrs["padding"], 0))
-    windows = _windows(x, weights.shape[:2], op, shape)
+    x = padded(x, op.attrs["padding"], 0)
+    taken = windows(x, weights.shape[:2], op, shape)
     acc = np.zeros((len(x), *shape[1:3], x.shape[3], multiplier), np.int32)
     for row in range(weights.shape[0]):
         for column in range(weights.shape[1]):
             taps = weights[row, column].reshape(x.shape[3], multiplier)
-            acc += windows[:, :, :, row, column, :, None] * taps
+            acc += taken[:, :, :, row, column, :, None] * taps
     return _requantize(acc.reshape(-1, *shape[1:]).astype(np.int64) + _bias(graph, op), constants)
 
 
@@ -186,11 +167,8 @@ def _rounded_mean(acc: np.ndarray, count: np.ndarray | int) -> np.ndarray:
 def _average_pool_2d(graph: Graph, op: Op, values: Values) -> np.ndarray:
     shape = graph.tensor(op.outputs[0]).shape
     x = values[op.inputs[0]].astype(np.int32)
-    padding = op.attrs["padding"]
-    windows = _windows(np.ascontiguousarray(_padded(x, padding, 0)), op.attrs["kernel"], op, shape)
-    ones = np.ascontiguousarray(_padded(np.ones((1, *x.shape[1:3], 1), np.int32), padding, 0))
-    count = _windows(ones, op.attrs["kernel"], op, shape).sum(axis=(3, 4))
-    mean = _rounded_mean(windows.sum(axis=(3, 4)), count)
+    taken = windows(padded(x, op.attrs["padding"], 0), op.attrs["kernel"], op, shape)
+    mean = _rounded_mean(taken.sum(axis=(3, 4)), window_counts(x.shape[1:3], op, shape))
     return np.clip(mean, *activation_range(tensor_quant(graph.tensor(op.outputs[0])), op.attrs["activation"])).astype(
         np.int8
     )
@@ -198,8 +176,8 @@ def _average_pool_2d(graph: Graph, op: Op, values: Values) -> np.ndarray:
 
 def _max_pool_2d(graph: Graph, op: Op, values: Values) -> np.ndarray:
     shape = graph.tensor(op.outputs[0]).shape
-    x = np.ascontiguousarray(_padded(values[op.inputs[0]], op.attrs["padding"], QMIN))
-    largest = _windows(x, op.attrs["kernel"], op, shape).max(axis=(3, 4))
+    x = padded(values[op.inputs[0]], op.attrs["padding"], QMIN)
+    largest = windows(x, op.attrs["kernel"], op, shape).max(axis=(3, 4))
     return np.clip(largest, *activation_range(tensor_quant(graph.tensor(op.outputs[0])), op.attrs["activation"])).astype(
         np.int8
     )
@@ -214,7 +192,7 @@ def _mean(graph: Graph, op: Op, values: Values) -> np.ndarray:
 
 def _pad(graph: Graph, op: Op, values: Values) -> np.ndarray:
     zero_point = tensor_quant(graph.tensor(op.outputs[0])).zero_point
-    return _padded(values[op.inputs[0]], op.attrs["padding"], zero_point)
+    return padded(values[op.inputs[0]], op.attrs["padding"], zero_point)
 
 
 def _reshape(graph: Graph, op: Op, values: Values) -> np.ndarray:
