@@ -54,11 +54,17 @@ class PlatformIO(_Section):
 
 
 class MirrorBit(_Section):
-    """One ready bit of an emulated register: reading it gives the value last written to another bit."""
+    """One ready bit of an emulated register: reading it gives the value last written to another bit.
+
+    Attributes:
+        address, read_bit: the bit that the firmware polls.
+        write_address, write_bit: the bit that it follows; `write_address` None stands for `address`.
+    """
 
     address: int
     read_bit: int = Field(ge=0, le=31)
     write_bit: int = Field(ge=0, le=31)
+    write_address: int | None = None
 
 
 class Unicorn(_Section):

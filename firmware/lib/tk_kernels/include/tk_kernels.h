@@ -1,0 +1,124 @@
+/* Portable int8 kernels, equal to TFLite Micro's reference kernels in every output bit.
+ *
+ * Tensors are int8 in NHWC order with N = 1 and no gaps. Every kernel is a pure function of its arguments: no heap, no
+ * recursion, no static data, no scratch memory beyond its stack frame, and no check of its arguments - the code
+ * generator checks them once. Input and output must not overlap unless a kernel says so. Parameters live in flash.
+ *
+ * A kernel can be replaced by a faster one of the same signature for the shapes that the faster one can do; the code
+ * generator picks the first row of its table (tinykd/kernels.py) whose condition holds.
+ *
+ * Folded bias. Where a parameter is called `bias`, it holds bias[c] - input_zero * (sum of the weights of channel c), so
+ * that the inner loop multiplies raw inputs. Positions in the padding then count as input_zero. The code generator proves
+ * that no sum can leave int32: |bias| + 256 * sum |weight| < 2^31 for each channel.
+ *
+ * Requantisation. acc becomes clamp(requantize(acc, multiplier, shift) + out_zero, out_min, out_max); tk_requantize.h.
+ */
+#ifndef TK_KERNELS_H
+#define TK_KERNELS_H
+
+#include <stdint.h>
+
+/* Convolution and depthwise convolution. Sizes in elements, at least 1. */
+typedef struct {
+    uint16_t in_h, in_w, in_c;          /* input (in_h, in_w, in_c) */
+    uint16_t out_h, out_w, out_c;       /* output (out_h, out_w, out_c) */
+    uint16_t kernel_h, kernel_w;
+    uint16_t stride_h, stride_w;
+    uint16_t dilation_h, dilation_w;    /* 1: none */
+    uint16_t pad_top, pad_left;         /* rows and columns before the input; those after it follow from out_h, out_w */
+    int16_t in_zero, out_zero;          /* zero points, -128 .. 127 */
+    int16_t out_min, out_max;           /* clamp, within -128 .. 127 */
+    const int8_t *weights;              /* tk_conv_2d: (out_c, kernel_h, kernel_w, in_c);
+                                           tk_depthwise_conv_2d: (kernel_h, kernel_w, out_c) */
+    const int32_t *bias;                /* (out_c), folded */
+    const int32_t *multiplier;          /* (out_c) */
+    const int8_t *shift;                /* (out_c) */
+} tk_conv_2d_t;
+
+/* Any convolution. */
+void tk_conv_2d(const tk_conv_2d_t *params, const int8_t *x, int8_t *y);
+
+/* Convolution with kernel 1x1, stride 1 and no padding. */
+void tk_conv_2d_1x1(const tk_conv_2d_t *params, const int8_t *x, int8_t *y);
+
+/* Any depthwise convolution: output channel c reads input channel c / (out_c / in_c). */
+void tk_depthwise_conv_2d(const tk_conv_2d_t *params, const int8_t *x, int8_t *y);
+
+/* Depthwise convolution with in_c = out_c. */
+void tk_depthwise_conv_2d_m1(const tk_conv_2d_t *params, const int8_t *x, int8_t *y);
+
+/* Fully connected layer: y[o] from x (in_c) and weights (out_c, in_c). */
+typedef struct {
+    int32_t in_c, out_c;
+    int16_t out_zero, out_min, out_max;
+    uint16_t channel_step;              /* 0: one multiplier and shift for all outputs; 1: one for each */
+    const int8_t *weights;              /* (out_c, in_c) */
+    const int32_t *bias;                /* (out_c), folded */
+    const int32_t *multiplier;          /* (1) or (out_c) */
+    const int8_t *shift;                /* (1) or (out_c) */
+} tk_fully_connected_t;
+
+void tk_fully_connected(const tk_fully_connected_t *params, const int8_t *x, int8_t *y);
+
+/* Elementwise sum of two tensors of `count` elements. y may be a or b. */
+typedef struct {
+    int32_t count;
+    int16_t a_zero, b_zero, out_zero, out_min, out_max;
+    int8_t a_shift, b_shift, out_shift;
+    int32_t a_multiplier, b_multiplier, out_multiplier;
+} tk_add_t;
+
+/* Bits by which both inputs of tk_add are shifted left before they are scaled. */
+#define TK_ADD_LEFT_SHIFT 20
+
+void tk_add(const tk_add_t *params, const int8_t *a, const int8_t *b, int8_t *y);
+
+/* Pooling over windows; positions in the padding do not take part. */
+typedef struct {
+    uint16_t in_h, in_w, channels;
+    uint16_t out_h, out_w;
+    uint16_t kernel_h, kernel_w;
+    uint16_t stride_h, stride_w;
+    uint16_t pad_top, pad_left;
+    int16_t out_min, out_max;
+} tk_pool_2d_t;
+
+/* Mean of each window, rounded to nearest, halves away from zero; input and output have the same quantisation. */
+void tk_average_pool_2d(const tk_pool_2d_t *params, const int8_t *x, int8_t *y);
+
+/* Maximum of each window. */
+void tk_max_pool_2d(const tk_pool_2d_t *params, const int8_t *x, int8_t *y);
+
+/* Mean over H and W of x (area, channels): the sum of x - in_zero is scaled, then divided by `area`, and both steps round
+ * to nearest, halves away from zero in the division. area at most 2^23. */
+typedef struct {
+    int32_t area;                       /* H * W */
+    int32_t channels;
+    int16_t in_zero, out_zero;
+    int32_t multiplier;
+    int8_t shift;
+} tk_mean_t;
+
+void tk_mean(const tk_mean_t *params, const int8_t *x, int8_t *y);
+
+/* x (in_h, in_w, channels) with a border of `value`: y (pad_top + in_h + pad_bottom, pad_left + in_w + pad_right, channels). */
+typedef struct {
+    uint16_t in_h, in_w, channels;
+    uint16_t pad_top, pad_bottom, pad_left, pad_right;
+    int16_t value;
+} tk_pad_t;
+
+void tk_pad(const tk_pad_t *params, const int8_t *x, int8_t *y);
+
+/* Softmax over the last axis of x (rows, channels); output scale 1/256, zero point -128. At most 4095 channels. y may be
+ * x. exp and 1/x are polynomials in 32-bit fixed point. */
+typedef struct {
+    int32_t rows, channels;
+    int32_t multiplier;                 /* difference to the maximum -> fixed point with 5 integer bits, ... */
+    int32_t left_shift;                 /* ... after a shift to the left by 0 .. 30 */
+    int32_t diff_min;                   /* differences below this one give probability 0 */
+} tk_softmax_t;
+
+void tk_softmax(const tk_softmax_t *params, const int8_t *x, int8_t *y);
+
+#endif
