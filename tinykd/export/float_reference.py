@@ -8,7 +8,7 @@ from types import MappingProxyType
 import numpy as np
 
 from tinykd.errors import UnsupportedModelError
-from tinykd.export.windows import padded, window_counts, windows
+from tinykd.export.windows import map_batches, padded, window_counts, windows
 from tinykd.ir import Graph, Op
 
 Values = dict[str, np.ndarray]
@@ -27,11 +27,13 @@ def run(graph: Graph, x: np.ndarray, *, observe: Observer | None = None, batch: 
     Returns:
         the only output, float32 (N, elements).
     """
-    outputs = []
-    for start in range(0, len(x), batch):
-        part = x[start : start + batch].astype(np.float32, copy=False)
-        outputs.append(_run_batch(graph, part, observe).reshape(len(part), -1))
-    return np.concatenate(outputs)
+
+    def call(part: np.ndarray) -> np.ndarray:
+        return _run_batch(graph, part.astype(np.float32, copy=False), observe).reshape(len(part), -1)
+
+    # An observer collects in order: its batches do not run side by side.
+    parts = map_batches(call, x, batch) if observe is None else [call(x[i : i + batch]) for i in range(0, len(x), batch)]
+    return np.concatenate(parts)
 
 
 def _run_batch(graph: Graph, x: np.ndarray, observe: Observer | None) -> np.ndarray:

@@ -6,7 +6,7 @@ many inputs at once: activations are (N, ...) arrays although the graph says bat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 import numpy as np
@@ -19,7 +19,7 @@ from tinykd.export.fixedpoint import (
     reciprocal,
     rounding_shift_right,
 )
-from tinykd.export.windows import padded, window_counts, windows
+from tinykd.export.windows import map_batches, padded, window_counts, windows
 from tinykd.ir import (
     Graph,
     Op,
@@ -51,8 +51,8 @@ def run(graph: Graph, x: np.ndarray, *, keep_all: bool = False, batch: int = 64)
         UnsupportedModelError: an op has no integer reference.
     """
     parts: dict[str, list[np.ndarray]] = {}
-    for start in range(0, len(x), batch):
-        for name, value in _run_batch(graph, x[start : start + batch], keep_all):
+    for values in map_batches(lambda part: _run_batch(graph, part, keep_all), x, batch):
+        for name, value in values.items():
             parts.setdefault(name, []).append(value)
     return {name: np.concatenate(values) for name, values in parts.items()}
 
@@ -63,7 +63,7 @@ def run_output(graph: Graph, x: np.ndarray, *, batch: int = 64) -> np.ndarray:
     return output.reshape(len(x), -1)
 
 
-def _run_batch(graph: Graph, x: np.ndarray, keep_all: bool) -> Iterator[tuple[str, np.ndarray]]:
+def _run_batch(graph: Graph, x: np.ndarray, keep_all: bool) -> Values:
     values: Values = {graph.inputs[0]: x.reshape(len(x), *graph.tensor(graph.inputs[0]).shape[1:])}
     last_use = {name: readers[-1] for name, readers in graph.consumers().items()}
     for index, op in enumerate(graph.ops):
@@ -76,7 +76,7 @@ def _run_batch(graph: Graph, x: np.ndarray, keep_all: bool) -> Iterator[tuple[st
         for name in op.inputs:
             if last_use.get(name) == index and name not in graph.outputs:
                 values.pop(name, None)
-    yield from ((name, values[name]) for name in (values if keep_all else graph.outputs))
+    return values if keep_all else {name: values[name] for name in graph.outputs}
 
 
 def _requantize(acc: np.ndarray, constants: Requantization) -> np.ndarray:

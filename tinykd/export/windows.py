@@ -1,10 +1,26 @@
-"""Sliding windows over feature maps, shared by the integer and the float reference."""
+"""What the integer and the float reference share: sliding windows over feature maps, and batches on all cores."""
 
 from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 
 from tinykd.ir import Op
+
+T = TypeVar("T")
+
+
+def map_batches(call: Callable[[np.ndarray], T], x: np.ndarray, batch: int) -> list[T]:
+    """Return `call` of each batch of x, in order; NumPy lets go of the interpreter lock, so all cores work."""
+    parts = [x[start : start + batch] for start in range(0, len(x), batch)]
+    if len(parts) < 2:
+        return [call(part) for part in parts]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(call, parts))
 
 
 def padded(x: np.ndarray, padding: tuple[int, int, int, int], value: float) -> np.ndarray:
