@@ -66,8 +66,8 @@ def _print(result: dict[str, Any], rows: list[tuple[str, str, str, str]]) -> Non
         console.print(f"  {label:<7} {total:>9,} B of {kilobytes(budget):>9} [{colour}]{bar:<30}[/] {share:6.1%}")
     if result["tflm_arena_bytes"] is not None:
         console.print(
-            f"  TFLM    {result['tflm_arena_bytes']:>9,} B with this plan, {result['tflm_arena_online_bytes']:,} B with "
-            "its own (64-bit host, bookkeeping included)"
+            f"  TFLM    {result['tflm_arena_bytes']:>9,} B with this plan, "
+            f"{result['tflm_arena_online_bytes']:,} B with its own (64-bit host, bookkeeping included)"
         )
     verdict = "[green]fits[/]" if result["fits"] else "[red]does not fit[/]"
     console.print(f"  {verdict}")

@@ -36,7 +36,9 @@ def calibrate(graph: Graph, x: np.ndarray, method: str = "minmax") -> dict[str, 
         DataError: no images, or an activation is not finite.
     """
     if method not in METHODS:
-        raise ConfigError(f"unknown calibration method '{method}'.{nearest(method, METHODS)}", f"Known: {list(METHODS)}.")
+        raise ConfigError(
+            f"unknown calibration method '{method}'.{nearest(method, METHODS)}", f"Known: {list(METHODS)}."
+        )
     if len(x) == 0:
         raise DataError("calibration needs at least one image; the calibration set is empty")
     low, high = METHODS[method]

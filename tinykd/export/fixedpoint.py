@@ -12,7 +12,7 @@ INT32_MIN, INT32_MAX = -(1 << 31), (1 << 31) - 1
 
 
 def doubling_high_mul(a: np.ndarray, b: np.ndarray | int) -> np.ndarray:
-    """Return round(a * b / 2**31), halves towards +inf of magnitude as SaturatingRoundingDoublingHighMul rounds them."""
+    """Return a * b / 2**31 as SaturatingRoundingDoublingHighMul rounds it: to nearest, halves up."""
     product = a.astype(np.int64) * b
     nudged = product + np.where(product >= 0, 1 << 30, 1 - (1 << 30))
     # C's division truncates towards zero.

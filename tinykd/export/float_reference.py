@@ -32,7 +32,9 @@ def run(graph: Graph, x: np.ndarray, *, observe: Observer | None = None, batch: 
         return _run_batch(graph, part.astype(np.float32, copy=False), observe).reshape(len(part), -1)
 
     # An observer collects in order: its batches do not run side by side.
-    parts = map_batches(call, x, batch) if observe is None else [call(x[i : i + batch]) for i in range(0, len(x), batch)]
+    parts = (
+        map_batches(call, x, batch) if observe is None else [call(x[i : i + batch]) for i in range(0, len(x), batch)]
+    )
     return np.concatenate(parts)
 
 

@@ -85,9 +85,7 @@ def compare(graph: Graph, model: bytes, x: np.ndarray) -> Parity:
                 mismatches += len(wrong)
                 if len(wrong) and first is None:
                     at = tuple(int(i) for i in wrong[0])
-                    first = Mismatch(
-                        number, op.kind, op.source, name, sample, at[1:], int(mine[at]), int(theirs[at])
-                    )
+                    first = Mismatch(number, op.kind, op.source, name, sample, at[1:], int(mine[at]), int(theirs[at]))
     return Parity(len(x), len(graph.ops), values, mismatches, first)
 
 
@@ -96,7 +94,11 @@ def test_inputs(graph: Graph, count: int, seed: int) -> np.ndarray:
     shape = graph.tensor(graph.inputs[0]).shape[1:]
     noise = np.random.default_rng(seed).integers(-128, 128, (count, *shape)).astype(np.int8)
     flat = noise.reshape(count, -1)
-    extremes = [np.full(flat.shape[1], -128), np.full(flat.shape[1], 127), np.where(np.arange(flat.shape[1]) % 2, 127, -128)]
+    extremes = [
+        np.full(flat.shape[1], -128),
+        np.full(flat.shape[1], 127),
+        np.where(np.arange(flat.shape[1]) % 2, 127, -128),
+    ]
     for row, extreme in zip(flat, extremes, strict=False):
         row[:] = extreme
     return noise

@@ -178,9 +178,9 @@ def _max_pool_2d(graph: Graph, op: Op, values: Values) -> np.ndarray:
     shape = graph.tensor(op.outputs[0]).shape
     x = padded(values[op.inputs[0]], op.attrs["padding"], QMIN)
     largest = windows(x, op.attrs["kernel"], op, shape).max(axis=(3, 4))
-    return np.clip(largest, *activation_range(tensor_quant(graph.tensor(op.outputs[0])), op.attrs["activation"])).astype(
-        np.int8
-    )
+    return np.clip(
+        largest, *activation_range(tensor_quant(graph.tensor(op.outputs[0])), op.attrs["activation"])
+    ).astype(np.int8)
 
 
 def _mean(graph: Graph, op: Op, values: Values) -> np.ndarray:
@@ -204,9 +204,7 @@ def _softmax(graph: Graph, op: Op, values: Values) -> np.ndarray:
     x = values[op.inputs[0]].astype(np.int64)
     difference = x - x.max(axis=-1, keepdims=True)
     counted = difference >= constants.diff_min
-    scaled = doubling_high_mul(
-        np.where(counted, difference, 0) << constants.left_shift, np.int64(constants.multiplier)
-    )
+    scaled = doubling_high_mul(np.where(counted, difference, 0) << constants.left_shift, np.int64(constants.multiplier))
     exponentials = exp_on_negative_values(scaled, SOFTMAX_INTEGER_BITS)
     sum_bits = 12
     total = np.where(counted, rounding_shift_right(exponentials, sum_bits), 0).sum(axis=-1, keepdims=True)

@@ -61,7 +61,8 @@ class _Reader:
         inputs = [item for item in self.model.graph.input if item.name not in self.constants]
         if len(inputs) != 1 or len(self.model.graph.output) != 1:
             raise UnsupportedModelError(
-                f"'{self.name}' has {len(inputs)} inputs and {len(self.model.graph.output)} outputs; students have one of each"
+                f"'{self.name}' has {len(inputs)} inputs and {len(self.model.graph.output)} outputs; "
+                "students have one of each"
             )
         dims = [dim.dim_value or 1 for dim in inputs[0].type.tensor_type.shape.dim]
         shape = (1, *dims[2:], dims[1]) if len(dims) == 4 else (1, *dims[1:])
@@ -95,7 +96,9 @@ class _Reader:
         return name
 
     def fold(self, node: onnx.NodeProto) -> None:
-        inputs = [helper.make_tensor_value_info(name, _onnx_type(self.constants[name]), None) for name in node.input if name]
+        inputs = [
+            helper.make_tensor_value_info(name, _onnx_type(self.constants[name]), None) for name in node.input if name
+        ]
         outputs = [helper.make_value_info(name, onnx.TypeProto()) for name in node.output]
         graph = helper.make_graph([node], "constant", inputs, outputs)
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)])
@@ -117,7 +120,9 @@ class _Reader:
             raise UnsupportedModelError(f"{where}: input {index} must be a constant")
         return self.constants[name]
 
-    def emit(self, kind: str, inputs: tuple[str, ...], node: onnx.NodeProto, shape: tuple[int, ...], **attrs: Any) -> None:
+    def emit(
+        self, kind: str, inputs: tuple[str, ...], node: onnx.NodeProto, shape: tuple[int, ...], **attrs: Any
+    ) -> None:
         self.define(node.output[0], shape)
         self.ops.append(Op(kind, inputs, (node.output[0],), attrs, node.name or node.output[0]))
 
@@ -138,7 +143,11 @@ def _padding(attrs: dict[str, Any], where: str) -> tuple[int, int, int, int]:
 
 
 def _window(
-    x: tuple[int, ...], kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, ...], dilation: tuple[int, int]
+    x: tuple[int, ...],
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, ...],
+    dilation: tuple[int, int],
 ) -> tuple[int, int]:
     return (
         conv_output_size(x[1], kernel[0], stride[0], (padding[0], padding[1]), dilation[0]),

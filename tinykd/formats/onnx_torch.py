@@ -36,7 +36,7 @@ def export_torch(model: nn.Module, input_shape: tuple[int, int, int]) -> bytes:
             torch.onnx.export(
                 model,
                 (torch.zeros(1, *input_shape),),
-                buffer,
+                buffer,  # type: ignore[arg-type]  # the TorchScript exporter takes files as well as paths
                 input_names=["image"],
                 output_names=["logits"],
                 dynamic_axes={"image": {0: "batch"}, "logits": {0: "batch"}},

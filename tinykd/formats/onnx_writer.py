@@ -65,7 +65,8 @@ class _Writer:
         return output
 
     def _parameters(self, name: str, quant: Quant, dtype: type) -> tuple[str, str]:
-        scale, zero = np.array(quant.scales, np.float32), np.array(quant.zero_points, dtype)
+        scale: np.ndarray = np.array(quant.scales, np.float32)
+        zero: np.ndarray = np.array(quant.zero_points, dtype)
         if quant.axis is None:
             scale, zero = scale.reshape(()), zero.reshape(())
         return self._constant(f"{name}/scale", scale), self._constant(f"{name}/zero_point", zero)
@@ -110,8 +111,8 @@ class _Writer:
         elif op.kind == "fully_connected":
             if len(x.shape) != 2:
                 value = self._flatten(value, x, (1, x.num_elements), f"{name}/flatten")
-            weights = self._weights(op.inputs[1], _data(graph, op.inputs[1]), 0)
-            self._node("Gemm", [value, weights, *self._bias(op)], result, name, transB=1)
+            matrix = self._weights(op.inputs[1], _data(graph, op.inputs[1]), 0)
+            self._node("Gemm", [value, matrix, *self._bias(op)], result, name, transB=1)
         elif op.kind == "add":
             self._node("Add", [value, f"{op.inputs[1]}/dq"], result, name)
         elif op.kind in ("average_pool_2d", "max_pool_2d"):

@@ -8,7 +8,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-
 import numpy as np
 import tflite
 
@@ -200,7 +199,8 @@ class _Reader:
         expected = int(np.prod(shape, dtype=np.int64)) * DTYPES[dtype].itemsize
         if len(blob) != expected:
             raise InvalidModelError(
-                f"'{self.name}': tensor '{name}' ({dtype}{list(shape)}) takes {expected} B but its buffer has {len(blob)}"
+                f"'{self.name}': tensor '{name}' ({dtype}{list(shape)}) takes {expected} B "
+                f"but its buffer has {len(blob)}"
             )
         value = np.frombuffer(blob, DTYPES[dtype].newbyteorder("<")).astype(DTYPES[dtype]).reshape(shape)
         value.flags.writeable = False

@@ -161,7 +161,9 @@ class _Writer:
 
     def _subgraph(self, codes: list[tuple[int, int]]) -> int:
         b = self.builder
-        tensors = self._table_vector([self._tensor(tensor, i) for tensor, i in zip(self.tensors, self.buffer_of)])
+        tensors = self._table_vector(
+            [self._tensor(tensor, i) for tensor, i in zip(self.tensors, self.buffer_of, strict=True)]
+        )
         ops = self._table_vector(
             [self._operator(index, op, codes.index(self._code(op))) for index, op in enumerate(self.graph.ops)]
         )

@@ -155,6 +155,4 @@ def mean_params(graph: Graph, op: Op) -> MeanParams:
     count = x.shape[1] * x.shape[2]
     # The multiplier keeps 31 bits, and the total right shift stays within 31.
     extra = min(count.bit_length() - 1, 32, 31 + shift)
-    return MeanParams(
-        (multiplier << extra) // count, shift - extra, x_quant.zero_point * count, y_quant.zero_point
-    )
+    return MeanParams((multiplier << extra) // count, shift - extra, x_quant.zero_point * count, y_quant.zero_point)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from tinykd.errors import InvalidModelError
 from tinykd.ir.graph import DTYPES, Graph, Op
 from tinykd.ir.ops import ACTIVATIONS, SPECS, conv_output_size
+from tinykd.ir.quant import Quant
+
+_TAKES_MAPS = ("conv_2d", "depthwise_conv_2d", "average_pool_2d", "max_pool_2d", "mean", "pad")
 
 
 def verify(graph: Graph) -> Graph:
@@ -25,7 +28,9 @@ def verify(graph: Graph) -> Graph:
         if tensor.dtype not in DTYPES:
             raise InvalidModelError(f"tensor '{name}' has unknown dtype '{tensor.dtype}'")
         if any(dim < 1 for dim in tensor.shape):
-            raise InvalidModelError(f"tensor '{name}' has shape {list(tensor.shape)}: every dimension must be at least 1")
+            raise InvalidModelError(
+                f"tensor '{name}' has shape {list(tensor.shape)}: every dimension must be at least 1"
+            )
         if tensor.data is not None and (tensor.data.shape != tensor.shape or tensor.data.dtype != DTYPES[tensor.dtype]):
             raise InvalidModelError(
                 f"tensor '{name}' claims {tensor.dtype}{list(tensor.shape)} "
@@ -64,10 +69,7 @@ def verify(graph: Graph) -> Graph:
     return graph
 
 
-def _check_quant(name: str, shape: tuple[int, ...], quant: object) -> None:
-    from tinykd.ir.quant import Quant
-
-    assert isinstance(quant, Quant)
+def _check_quant(name: str, shape: tuple[int, ...], quant: Quant) -> None:
     if len(quant.scales) != len(quant.zero_points) or not quant.scales:
         raise InvalidModelError(f"tensor '{name}': {len(quant.scales)} scales, {len(quant.zero_points)} zero points")
     if any(not 0.0 < scale < float("inf") for scale in quant.scales):
@@ -91,9 +93,8 @@ def _check_shapes(graph: Graph, op: Op, where: str) -> None:
 
     if op.attrs.get("activation", "none") not in ACTIVATIONS:
         raise InvalidModelError(f"{where}: unknown activation '{op.attrs['activation']}'")
-    if op.kind in ("conv_2d", "depthwise_conv_2d", "average_pool_2d", "max_pool_2d", "mean", "pad"):
-        if len(x.shape) != 4 or x.shape[0] != 1:
-            raise InvalidModelError(f"{where}: its input has shape {list(x.shape)}; it takes (1, H, W, C)")
+    if op.kind in _TAKES_MAPS and (len(x.shape) != 4 or x.shape[0] != 1):
+        raise InvalidModelError(f"{where}: its input has shape {list(x.shape)}; it takes (1, H, W, C)")
     if op.kind in ("conv_2d", "depthwise_conv_2d"):
         weights = inputs[1]
         if weights is None or len(weights.shape) != 4:
@@ -111,7 +112,9 @@ def _check_shapes(graph: Graph, op: Op, where: str) -> None:
     elif op.kind == "fully_connected":
         weights = inputs[1]
         if weights is None or len(weights.shape) != 2 or x.num_elements != weights.shape[1]:
-            raise InvalidModelError(f"{where}: {x.num_elements} inputs but weights {list(weights.shape) if weights else None}")
+            raise InvalidModelError(
+                f"{where}: {x.num_elements} inputs but weights {list(weights.shape) if weights else None}"
+            )
         if y.num_elements != weights.shape[0]:
             raise InvalidModelError(f"{where}: {y.num_elements} outputs but weights {list(weights.shape)}")
         _check_bias(inputs, weights.shape[0], where)

@@ -26,7 +26,9 @@ def plan_graph(graph: Graph, alignment_bytes: int = ENGINE_ALIGNMENT_BYTES, *, a
     totals = live_bytes(buffers, len(graph.ops), alignment_bytes)
     lower_bound = max(totals)
     offsets = allocate(buffers, alignment_bytes, lower_bound)
-    arena = max(offset + align(buffer.num_bytes, alignment_bytes) for offset, buffer in zip(offsets, buffers, strict=True))
+    arena = max(
+        offset + align(buffer.num_bytes, alignment_bytes) for offset, buffer in zip(offsets, buffers, strict=True)
+    )
     by_name = {
         name: Placement(
             tensor=name,

@@ -27,7 +27,9 @@ def check(graph: Graph, plan: MemoryPlan) -> int:
     activations = [*graph.inputs, *(op.outputs[0] for op in graph.ops)]
     number = {name: index for index, name in enumerate(activations)}
     if set(where) != set(activations) or len(plan.placements) != len(activations):
-        raise InternalError(f"plan of '{graph.name}': it places {len(plan.placements)} of {len(activations)} activations")
+        raise InternalError(
+            f"plan of '{graph.name}': it places {len(plan.placements)} of {len(activations)} activations"
+        )
     same_bytes: dict[str, str] = {}
     for op in graph.ops:
         name = op.outputs[0]
@@ -39,9 +41,13 @@ def check(graph: Graph, plan: MemoryPlan) -> int:
         size = _size(graph, name)
         start = where[name].offset
         if start % plan.alignment_bytes:
-            raise InternalError(f"plan of '{graph.name}': '{name}' at {start} is not aligned to {plan.alignment_bytes} B")
+            raise InternalError(
+                f"plan of '{graph.name}': '{name}' at {start} is not aligned to {plan.alignment_bytes} B"
+            )
         if start < 0 or start + size > plan.arena_bytes or where[name].num_bytes != size:
-            raise InternalError(f"plan of '{graph.name}': '{name}' ({size} B at {start}) leaves the arena of {plan.arena_bytes} B")
+            raise InternalError(
+                f"plan of '{graph.name}': '{name}' ({size} B at {start}) leaves the arena of {plan.arena_bytes} B"
+            )
 
     owner = np.full(plan.arena_bytes, _NOBODY, np.int32)
 
@@ -73,7 +79,8 @@ def check(graph: Graph, plan: MemoryPlan) -> int:
         read(name, "the caller")
     if plan.lower_bound_bytes > needed_peak:
         raise InternalError(
-            f"plan of '{graph.name}' claims a lower bound of {plan.lower_bound_bytes} B; the checker finds {needed_peak} B"
+            f"plan of '{graph.name}' claims a lower bound of {plan.lower_bound_bytes} B; "
+            f"the checker finds {needed_peak} B"
         )
     return needed_peak
 

@@ -25,7 +25,9 @@ def fold_batch_norm(graph: Graph) -> Graph:
         norm = graph.ops[index]
         producer = sole_producer(graph, norm, ("conv_2d", "depthwise_conv_2d", "fully_connected"))
         if producer is None or graph.ops[producer].attrs["activation"] != "none":
-            raise UnsupportedModelError(f"op {index} (batch_norm, {norm.source}) does not follow a convolution of its own")
+            raise UnsupportedModelError(
+                f"op {index} (batch_norm, {norm.source}) does not follow a convolution of its own"
+            )
         op = graph.ops[producer]
         gamma, beta, mean, variance = (_value(graph, name) for name in norm.inputs[1:])
         factor = gamma / np.sqrt(variance + norm.attrs["epsilon"])
