@@ -30,11 +30,10 @@ class Region(_Section):
 
 
 class Reserve(_Section):
-    """What tinykd must leave alone (a bootloader, say), and the room that the linker keeps for the stack."""
+    """Memory at the ends of SRAM and flash that tinykd must leave alone. The stack needs none: its bound is proven."""
 
     sram_bytes: int = Field(0, ge=0)
     flash_bytes: int = Field(0, ge=0)
-    stack_bytes: int = Field(4096, ge=512)
 
 
 class Memory(_Section):
@@ -160,4 +159,6 @@ def load_board(name: str) -> Board:
         faults = "\n".join(
             f"  {'.'.join(str(part) for part in item['loc']) or 'board'}: {item['msg']}" for item in error.errors()
         )
-        raise ConfigError(f"{path} has {error.error_count()} fault(s):\n{faults}", "See docs/adding-a-board.md.") from error
+        raise ConfigError(
+            f"{path} has {error.error_count()} fault(s):\n{faults}", "See docs/adding-a-board.md."
+        ) from error

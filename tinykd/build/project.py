@@ -57,8 +57,11 @@ class Project:
             path.write_bytes(data)
 
 
-def make_project(board: Board, model: GeneratedModel) -> Project:
+def make_project(board: Board, model: GeneratedModel, stack_bytes: int = 0) -> Project:
     """Put the firmware's own files and the generated ones together.
+
+    Args:
+        stack_bytes: what the linker must keep free for the stack: its proven bound, or 0 before it is known.
 
     Raises:
         ConfigError: the board names a HAL that the firmware does not have.
@@ -66,7 +69,7 @@ def make_project(board: Board, model: GeneratedModel) -> Project:
     files = _firmware_files(board)
     files.update({f"generated/{name}": text.encode() for name, text in model.files.items()})
     files["generated/tk_board.h"] = board_header(board).encode()
-    files["generated/tk_memory.ld"] = memory_script(board).encode()
+    files["generated/tk_memory.ld"] = memory_script(board, stack_bytes).encode()
     files["generated/board.ini"] = _board_ini(board, files).encode()
     files[f"generated/{board.name}.json"] = _board_json(board).encode()
     return Project(board, files)
@@ -103,7 +106,7 @@ def board_header(board: Board) -> str:
     )
 
 
-def memory_script(board: Board) -> str:
+def memory_script(board: Board, stack_bytes: int) -> str:
     """Return `tk_memory.ld`: where the board's memories are, less what the board file reserves at their ends."""
     flash, sram = board.memory.flash, board.memory.sram
     return (
@@ -112,7 +115,7 @@ def memory_script(board: Board) -> str:
         f"    FLASH (rx) : ORIGIN = 0x{flash.origin:08x}, LENGTH = {board.flash_budget_bytes}\n"
         f"    SRAM (rwx) : ORIGIN = 0x{sram.origin:08x}, LENGTH = {board.sram_budget_bytes}\n"
         "}\n"
-        f"tk_stack_bytes = {board.reserve.stack_bytes};\n"
+        f"tk_stack_bytes = {stack_bytes};\n"
     )
 
 
