@@ -6,6 +6,7 @@ Dotted overrides (`train.epochs=3`, `distill.0.weight=0.5`) are applied last. Th
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import re
@@ -54,7 +55,8 @@ class DataConfig(_Section):
     val_size: int | None = Field(None, ge=0, description="images taken from train for validation; None: the default")
     test_fraction: float = Field(0.2, gt=0, lt=1, description="`folder` without test/: share kept for test")
     subset: int | None = Field(None, ge=1, description="train on only this many images, drawn class by class")
-    seed: int = Field(0, ge=0, description="seed of the splits and of `subset`")
+    test_subset: int | None = Field(None, ge=1, description="test on only this many images, drawn class by class")
+    seed: int = Field(0, ge=0, description="seed of the splits and of the subsets")
     augment: AugmentConfig = AugmentConfig()
 
 
@@ -182,16 +184,43 @@ def load_recipe(name: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     faults: list[str] = []
     for override in overrides:
         _apply_override(raw, override, faults)
-    recipe: Recipe | None = None
-    try:
-        recipe = Recipe.model_validate(raw)
-    except ValidationError as error:
-        faults += [_explain(item) for item in error.errors()]
+    recipe, schema_faults = _validate(raw)
+    faults += schema_faults
     faults += _cross_check(raw, recipe)
     if faults or recipe is None:
         title = f"recipe '{name}' has {len(faults)} fault{'s' if len(faults) != 1 else ''}:"
         raise ConfigError("\n".join([title, *(f"  {fault}" for fault in faults)]), "Nothing was started.")
     return recipe
+
+
+def _validate(raw: dict[str, Any]) -> tuple[Recipe | None, list[str]]:
+    """Return the recipe and the faults of single fields.
+
+    With faults, the recipe is what is left without the faulty fields, so that the checks that need several fields can
+    still find theirs; it is None when not even that stands.
+    """
+    try:
+        return Recipe.model_validate(raw), []
+    except ValidationError as error:
+        items = error.errors()
+    faults = [_explain(item) for item in items]
+    rest = copy.deepcopy(raw)
+    for item in items:
+        place: Any = rest
+        for part in item["loc"][:-1]:
+            place = place[part] if _has(place, part) else None
+        if isinstance(place, dict):
+            place.pop(item["loc"][-1], None)
+    try:
+        return Recipe.model_validate(rest), faults
+    except ValidationError:
+        return None, faults
+
+
+def _has(place: Any, part: int | str) -> bool:
+    if isinstance(place, dict):
+        return part in place
+    return isinstance(place, list) and isinstance(part, int) and part < len(place)
 
 
 def _find(name: str) -> Path:
@@ -394,6 +423,7 @@ def _check_values(recipe: Recipe) -> list[str]:
             faults.append(f"{where}.nesterov: needs momentum above 0")
     if recipe.train.label_weight == 0 and not any(loss.weight > 0 for loss in recipe.distill):
         faults.append("train.label_weight: is 0 and no distillation loss has a weight above 0: nothing to learn from")
-    if recipe.data.resolution is not None and not DATASETS[recipe.data.name].resizable:
+    entry = DATASETS.get(recipe.data.name)
+    if recipe.data.resolution is not None and entry is not None and not entry.resizable:
         faults.append(f"data.resolution: '{recipe.data.name}' has a fixed resolution; only `folder` can change it")
     return faults

@@ -149,6 +149,10 @@ def assemble(entry: DatasetEntry, config: DataConfig, raw: RawDataset) -> Datase
         notes.append(f"trained on a subset of {config.subset} images")
     if len(train) == 0 or len(raw.test) == 0:
         raise DataError(f"{entry.name}: {len(train)} training and {len(raw.test)} test images; both need at least one")
+    test = raw.test
+    if config.test_subset is not None and config.test_subset < len(test):
+        test = test.take(stratified_indices(test.labels, config.test_subset, config.seed + 2))
+        notes.append(f"tested on a subset of {config.test_subset} images")
     mean = config.mean_level if config.mean_level is not None else entry.mean_level
     std = config.std_level if config.std_level is not None else entry.std_level
     if mean is None:
@@ -159,7 +163,7 @@ def assemble(entry: DatasetEntry, config: DataConfig, raw: RawDataset) -> Datase
         name=entry.name,
         train=train,
         val=val,
-        test=raw.test,
+        test=test,
         classes=raw.classes,
         mean_level=mean,
         std_level=std,
