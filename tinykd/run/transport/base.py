@@ -1,0 +1,62 @@
+"""What every transport is: something that carries bytes to a device and back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+
+@dataclass(frozen=True)
+class InstructionCounts:
+    """Retired instructions of one inference, exact.
+
+    Attributes:
+        total: from the first instruction of `tk_server_invoke` to its return, both included.
+        per_op: by op of the generated sequence, with everything that the op calls.
+        overhead: the loop around the ops; `total == sum(per_op) + overhead`.
+    """
+
+    total: int
+    per_op: tuple[int, ...]
+    overhead: int
+
+
+class InstructionCounter(Protocol):
+    """The capability of an emulator to count instructions. Counting slows it down."""
+
+    def start(self) -> None:
+        """Count from now on."""
+
+    def stop(self) -> InstructionCounts:
+        """Stop counting and return the counts of the last inference since `start`.
+
+        Raises:
+            DeviceError: no inference was finished.
+        """
+
+
+class Transport(Protocol):
+    """A connection to one device. Closed once; every other method may raise DeviceError when the device is lost.
+
+    Attributes:
+        name: for people: "unicorn", "/dev/ttyACM0".
+        counter_unit: whether the device's cycle counter counts core cycles ("cycles"), retired instructions
+            ("instructions") or nothing ("none").
+        counter: counts instructions, on emulators that can; else None.
+    """
+
+    name: str
+    counter_unit: Literal["cycles", "instructions", "none"]
+    counter: InstructionCounter | None
+
+    def write(self, data: bytes) -> None:
+        """Send bytes to the device, all of them."""
+
+    def read(self, timeout_s: float) -> bytes:
+        """Return bytes from the device, at least one.
+
+        b"" means that none came within `timeout_s` seconds, or that none can come before the next `write`.
+        """
+
+    def close(self) -> None:
+        """Give the device back. Closing twice is harmless."""
