@@ -1,0 +1,115 @@
+"""The NumPy integer reference against TFLite Micro, bit for bit."""
+
+import numpy as np
+import pytest
+from graphs import Builder, needs_oracle, needs_public_models, public_models, random_network
+
+from tinykd.export import oracle, parity, reference
+from tinykd.formats import tflite, tflite_writer
+
+
+def _assert_equal(builder, count=6):
+    graph = builder.graph()
+    x = builder.inputs(count)
+    x.reshape(count, -1)[0] = -128
+    x.reshape(count, -1)[1] = 127
+    result = parity.compare(graph, tflite_writer.write(graph), x)
+    assert result.first_mismatch is None, result.first_mismatch.describe()
+    assert result.values_checked > 0
+
+
+CASES = {
+    "conv 3x3 same": lambda b: b.conv(5),
+    "conv 1x1 relu6": lambda b: b.conv(8, (1, 1), activation="relu6"),
+    "conv stride 2": lambda b: b.conv(3, (3, 3), (2, 2), activation="relu"),
+    "conv valid uneven": lambda b: b.conv(4, (2, 5), (1, 3), same=False),
+    "conv dilated": lambda b: b.conv(4, (3, 3), (1, 1), (2, 2)),
+    "depthwise": lambda b: b.depthwise(),
+    "depthwise 5x5 stride 2 relu": lambda b: b.depthwise(1, (5, 5), (2, 2), activation="relu"),
+    "depthwise multiplier": lambda b: b.depthwise(3, activation="relu6"),
+    "depthwise dilated": lambda b: b.depthwise(1, (3, 3), (1, 1), (2, 2), same=False),
+    "dense per tensor": lambda b: b.dense(7),
+    "dense per channel": lambda b: b.dense(7, per_channel=True, activation="relu"),
+    "add": lambda b: (b.conv(4), b.add("input")),
+    "add relu": lambda b: (b.conv(4), b.add("input", "relu")),
+    "average pool": lambda b: b.pool("average_pool_2d"),
+    "average pool same": lambda b: b.pool("average_pool_2d", (3, 3), (2, 2), same=True, activation="relu"),
+    "max pool same": lambda b: b.pool("max_pool_2d", (3, 3), (2, 2), same=True),
+    "mean": lambda b: b.mean(),
+    "mean keep dims": lambda b: b.mean(keep_dims=True),
+    "pad": lambda b: b.pad((1, 2, 0, 3)),
+    "softmax": lambda b: (b.reshape((1, 9 * 8 * 4)), b.softmax()),
+    "softmax beta": lambda b: (b.dense(12), b.softmax(2.5)),
+}
+
+
+@needs_oracle
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("seed", range(4))
+def test_each_op_equals_tflite_micro(case, seed):
+    """Every supported op gives TFLite Micro's integers for random scales, zero points and extreme inputs."""
+    builder = Builder(np.random.default_rng(seed), (1, 9, 8, 4))
+    CASES[case](builder)
+    _assert_equal(builder)
+
+
+@needs_oracle
+@pytest.mark.parametrize("seed", range(40))
+def test_random_networks_equal_tflite_micro(seed):
+    """Every activation of a random network equals TFLite Micro's."""
+    _assert_equal(random_network(seed), count=3)
+
+
+@needs_oracle
+@needs_public_models
+@pytest.mark.parametrize("path", public_models(), ids=lambda path: path.stem)
+def test_public_models_equal_tflite_micro(path):
+    """Every activation of the public models equals TFLite Micro's, for extreme and random inputs."""
+    graph = tflite.read(path)
+    result = parity.compare(graph, path.read_bytes(), parity.test_inputs(graph, 6, seed=0))
+    assert result.first_mismatch is None, result.first_mismatch.describe()
+    assert result.ops_checked == len(graph.ops)
+
+
+def test_batches_do_not_change_the_result():
+    """The reference gives the same integers whatever the batch size, on one thread or several."""
+    builder = random_network(3)
+    graph, x = builder.graph(), builder.inputs(9)
+    whole = reference.run_output(graph, x, batch=64)
+    assert np.array_equal(whole, reference.run_output(graph, x, batch=2))
+    assert len(np.unique(whole)) > 1
+
+
+@needs_oracle
+def test_parity_names_the_first_difference(monkeypatch):
+    """A planted rounding error is reported with op, sample and element, not just counted."""
+    builder = Builder(np.random.default_rng(0), (1, 6, 6, 3))
+    builder.conv(4)
+    builder.dense(5)
+    graph, x = builder.graph(), builder.inputs(2)
+    honest = reference.KERNELS["conv_2d"]
+
+    def wrong(graph, op, values):
+        y = honest(graph, op, values).copy()
+        y[0, 2, 3, 1] ^= 1
+        return y
+
+    monkeypatch.setattr(reference, "KERNELS", {**reference.KERNELS, "conv_2d": wrong})
+    result = parity.compare(graph, tflite_writer.write(graph), x)
+    assert result.first_mismatch is not None
+    assert (result.first_mismatch.op, result.first_mismatch.index) == (0, (2, 3, 1))
+
+
+@needs_oracle
+def test_single_rounding_would_be_caught(monkeypatch):
+    """The oracle tests are sharp enough to tell double from single rounding (LiteRT's dense layer)."""
+    builder = Builder(np.random.default_rng(5), (1, 4, 4, 8))
+    builder.dense(64)
+    graph, x = builder.graph(), builder.inputs(64)
+
+    def single(acc, multiplier, shift):
+        total = 31 - np.asarray(shift, np.int64)
+        return (acc.astype(np.int64) * multiplier + (np.int64(1) << (total - 1))) >> total
+
+    monkeypatch.setattr(reference, "multiply_by_quantized_multiplier", single)
+    assert not np.array_equal(reference.run_output(graph, x), oracle.Oracle(tflite_writer.write(graph)).outputs(x))
