@@ -15,12 +15,17 @@ class Quant:
     Attributes:
         scales: float32 values, one for a per-tensor quantisation, else one per slice along `axis`.
         zero_points: as many integers as `scales`.
-        axis: the quantised dimension of a per-channel quantisation; None when per tensor.
+        axis: the quantised dimension of a per-channel quantisation; None when per tensor, and when there is only one
+            channel, which is the same thing.
     """
 
     scales: tuple[float, ...]
     zero_points: tuple[int, ...]
     axis: int | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.scales) == 1:
+            object.__setattr__(self, "axis", None)
 
     @staticmethod
     def per_tensor(scale: float, zero_point: int) -> Quant:

@@ -1,0 +1,106 @@
+"""Reading and writing .tflite: what was written is read back, and nothing broken gets through."""
+
+import numpy as np
+import pytest
+from graphs import Builder, needs_public_models, public_models, random_network
+
+from tinykd.errors import ConfigError, InvalidModelError, TinykdError, UnsupportedModelError
+from tinykd.formats import tflite, tflite_writer
+
+
+def assert_same(first, second):
+    assert list(first.tensors) == list(second.tensors)
+    for name, tensor in first.tensors.items():
+        other = second.tensors[name]
+        assert (tensor.shape, tensor.dtype, tensor.quant) == (other.shape, other.dtype, other.quant)
+        assert (tensor.data is None) == (other.data is None)
+        assert tensor.data is None or np.array_equal(tensor.data, other.data)
+    for op, twin in zip(first.ops, second.ops, strict=True):
+        assert (op.kind, op.inputs, op.outputs, dict(op.attrs)) == (twin.kind, twin.inputs, twin.outputs, dict(twin.attrs))
+    assert (first.inputs, first.outputs) == (second.inputs, second.outputs)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_what_is_written_is_read_back(seed):
+    """reader(writer(graph)) is the graph, with and without a memory plan, and the bytes repeat."""
+    graph = random_network(seed).graph()
+    plain = tflite_writer.write(graph)
+    planned = tflite_writer.write(graph, {name: 0 for name in graph.outputs})
+    assert plain == tflite_writer.write(graph)
+    assert plain != planned
+    assert_same(graph, tflite.read_bytes(plain, graph.name))
+    assert_same(graph, tflite.read_bytes(planned, graph.name))
+
+
+@needs_public_models
+@pytest.mark.parametrize("path", public_models(), ids=lambda path: path.stem)
+def test_public_models_round_trip(path):
+    """A model of another producer survives our writer unchanged."""
+    graph = tflite.read(path)
+    assert_same(graph, tflite.read_bytes(tflite_writer.write(graph), graph.name))
+
+
+def _model() -> bytes:
+    builder = Builder(np.random.default_rng(0), (1, 8, 8, 3))
+    builder.conv(4, activation="relu")
+    builder.depthwise()
+    builder.mean()
+    builder.dense(3)
+    builder.softmax()
+    return tflite_writer.write(builder.graph())
+
+
+def test_truncated_files_are_refused():
+    """Every truncation of a model is an error of ours, never another exception."""
+    data = _model()
+    for size in [0, 3, 7, 8, 15, *range(16, len(data) - 1, 37)]:
+        with pytest.raises(UnsupportedModelError):
+            tflite.read_bytes(data[:size], "cut")
+
+
+def test_flipped_bits_never_escape_as_other_errors():
+    """A corrupt file either still reads or is refused by an error of ours, and never hangs."""
+    data = _model()
+    rng = np.random.default_rng(1)
+    refused = 0
+    for _ in range(1500):
+        broken = bytearray(data)
+        for position in rng.integers(0, len(data), int(rng.integers(1, 4))):
+            broken[position] ^= 1 << int(rng.integers(0, 8))
+        try:
+            tflite.read_bytes(bytes(broken), "flipped")
+        except TinykdError:
+            refused += 1
+    assert refused > 50
+
+
+def test_other_files_are_told_apart(tmp_path):
+    """A file that is no .tflite, and one that does not exist, get their own messages."""
+    path = tmp_path / "model.tflite"
+    path.write_bytes(b"\x08\x07onnx" * 20)
+    with pytest.raises(InvalidModelError, match="not a .tflite"):
+        tflite.read(path)
+    with pytest.raises(ConfigError, match="cannot read"):
+        tflite.read(tmp_path / "absent.tflite")
+
+
+def test_unsupported_op_is_named_with_its_place(monkeypatch):
+    """An op that is not supported is named with its index and the tensor it writes, before anything else."""
+    import tflite as schema
+
+    codes = {**tflite_writer.BUILTIN_OF_KIND, "mean": schema.BuiltinOperator.TRANSPOSE_CONV}
+    monkeypatch.setattr(tflite_writer, "BUILTIN_OF_KIND", codes)
+    with pytest.raises(UnsupportedModelError, match=r"op 2 \(TRANSPOSE_CONV, writing 'mean_2'\)"):
+        tflite.read_bytes(_model(), "odd")
+
+
+def test_float_models_are_refused_with_the_way_out(monkeypatch):
+    """A float model is recognised as such and the message says how to quantise it."""
+    import tflite as schema
+
+    types = {**tflite_writer._TYPE_OF_DTYPE, "int8": schema.TensorType.FLOAT32}
+    monkeypatch.setattr(tflite_writer, "_TYPE_OF_DTYPE", types)
+    with pytest.raises(UnsupportedModelError, match="float model") as caught:
+        tflite.read_bytes(_model(), "float")
+    assert "inference_input_type" in caught.value.next_step
+    assert caught.value.exit_code == 4
