@@ -9,6 +9,8 @@ from __future__ import annotations
 import io
 import pickle
 import tarfile
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tinykd.data.base import RawDataset, Split
-from tinykd.data.files import Download, cached_arrays, data_folders, digest_files, fetch, first_file
+from tinykd.data.files import Download, cached_arrays, data_folders, digest_files, fetch, first_file, read_npz
 from tinykd.errors import DataError
 
 if TYPE_CHECKING:
@@ -79,6 +81,20 @@ _CIFAR100 = _Edition(
     num_classes=100,
 )
 
+# What the readers below raise on files that are cut, doctored or something else altogether.
+_BROKEN = (
+    OSError,
+    EOFError,
+    LookupError,
+    ValueError,
+    AttributeError,
+    TypeError,
+    tarfile.TarError,
+    zlib.error,
+    zipfile.BadZipFile,
+    pickle.UnpicklingError,
+)
+
 Arrays = dict[str, npt.NDArray[Any]]
 ReadPart = Callable[[str], bytes]
 
@@ -106,7 +122,7 @@ def _read(edition: _Edition, config: DataConfig) -> RawDataset:
     digest = digest_files(paths)
     try:
         arrays = cached_arrays(f"{edition.name}-{digest[:24]}", make)
-    except (OSError, EOFError, KeyError, ValueError, tarfile.TarError, pickle.UnpicklingError) as error:
+    except _BROKEN as error:
         names = ", ".join(str(path) for path in paths[:2])
         raise DataError(
             f"{edition.name}: {names} cannot be read: {error or type(error).__name__}", "Delete it and get it again."
@@ -244,8 +260,7 @@ def _read_mosaics(paths: list[Path]) -> Arrays:
         raise DataError(f"{paths[0]} holds WebP pictures, which this Pillow cannot read", "pip install -U pillow")
     stored: dict[str, npt.NDArray[Any]] = {}
     for path in paths:
-        with np.load(path, allow_pickle=False) as archive:
-            stored.update({key: archive[key] for key in archive.files if not key.startswith("names_")})
+        stored.update(read_npz(path))
 
     def tiles(key: str) -> npt.NDArray[np.uint8]:
         picture = np.asarray(Image.open(io.BytesIO(stored[key].tobytes())).convert("RGB"))

@@ -9,6 +9,7 @@ import os
 import sys
 import urllib.error
 import urllib.request
+import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,6 +116,17 @@ def digest_files(paths: Iterable[Path]) -> str:
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
+def read_npz(path: Path) -> dict[str, npt.NDArray[np.generic]]:
+    """Return the arrays of an npz file; pickled objects in it are refused.
+
+    Raises:
+        OSError, ValueError, EOFError, zipfile.BadZipFile: missing or broken.
+    """
+    # Opened here and not by numpy, which leaves a file that is no archive open.
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+        return {name: stored[name] for name in stored.files}
+
+
 def cached_arrays(
     key: str, make: Callable[[], Mapping[str, npt.NDArray[np.generic]]]
 ) -> dict[str, npt.NDArray[np.generic]]:
@@ -124,8 +136,8 @@ def cached_arrays(
     read or written costs time and nothing else, so such errors are not raised.
     """
     path = cache_dir() / "decoded" / f"{key}-v{_CACHE_VERSION}.npz"
-    with contextlib.suppress(OSError, ValueError, EOFError, KeyError), np.load(path, allow_pickle=False) as stored:
-        return {name: stored[name] for name in stored.files}
+    with contextlib.suppress(OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+        return read_npz(path)
     arrays = dict(make())
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

@@ -127,6 +127,6 @@ def _square(picture: Picture, resolution: int, grey: bool) -> Images:
     upright = ImageOps.exif_transpose(picture).convert("L" if grey else "RGB")
     side = min(upright.size)
     left, top = (upright.width - side) // 2, (upright.height - side) // 2
-    box = (left, top, left + side, top + side)
-    resized = upright.resize((resolution, resolution), Image.Resampling.BILINEAR, box=box, reducing_gap=3.0)
+    square = upright.crop((left, top, left + side, top + side))
+    resized = square.resize((resolution, resolution), Image.Resampling.BILINEAR)
     return np.asarray(resized, np.uint8).reshape(resolution, resolution, -1)
