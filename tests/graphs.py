@@ -181,7 +181,9 @@ def random_network(seed: int) -> Builder:
         builder.mean(keep_dims=bool(rng.integers(0, 2)))
     if rng.integers(0, 2):
         builder.reshape((1, builder.tensors[builder.x].num_elements))
-    builder.dense(int(rng.integers(2, 11)), per_channel=bool(rng.integers(0, 2)), activation=str(rng.choice(activations)))
+    builder.dense(
+        int(rng.integers(2, 11)), per_channel=bool(rng.integers(0, 2)), activation=str(rng.choice(activations))
+    )
     if rng.integers(0, 2):
         builder.softmax()
     return builder

@@ -97,9 +97,7 @@ def _sound_plan() -> tuple[Graph, MemoryPlan]:
 
 
 def _moved(plan: MemoryPlan, tensor: str, **change) -> MemoryPlan:
-    return replace(
-        plan, placements=tuple(replace(p, **change) if p.tensor == tensor else p for p in plan.placements)
-    )
+    return replace(plan, placements=tuple(replace(p, **change) if p.tensor == tensor else p for p in plan.placements))
 
 
 PLANTED = {

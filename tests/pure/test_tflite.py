@@ -9,6 +9,7 @@ from tinykd.formats import tflite, tflite_writer
 
 
 def assert_same(first, second):
+    """Assert that two graphs are equal, tensor by tensor and op by op."""
     assert list(first.tensors) == list(second.tensors)
     for name, tensor in first.tensors.items():
         other = second.tensors[name]
@@ -16,7 +17,12 @@ def assert_same(first, second):
         assert (tensor.data is None) == (other.data is None)
         assert tensor.data is None or np.array_equal(tensor.data, other.data)
     for op, twin in zip(first.ops, second.ops, strict=True):
-        assert (op.kind, op.inputs, op.outputs, dict(op.attrs)) == (twin.kind, twin.inputs, twin.outputs, dict(twin.attrs))
+        assert (op.kind, op.inputs, op.outputs, dict(op.attrs)) == (
+            twin.kind,
+            twin.inputs,
+            twin.outputs,
+            dict(twin.attrs),
+        )
     assert (first.inputs, first.outputs) == (second.inputs, second.outputs)
 
 
@@ -25,7 +31,7 @@ def test_what_is_written_is_read_back(seed):
     """reader(writer(graph)) is the graph, with and without a memory plan, and the bytes repeat."""
     graph = random_network(seed).graph()
     plain = tflite_writer.write(graph)
-    planned = tflite_writer.write(graph, {name: 0 for name in graph.outputs})
+    planned = tflite_writer.write(graph, dict.fromkeys(graph.outputs, 0))
     assert plain == tflite_writer.write(graph)
     assert plain != planned
     assert_same(graph, tflite.read_bytes(plain, graph.name))

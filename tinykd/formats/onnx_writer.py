@@ -12,7 +12,7 @@ import tinykd
 from tinykd.errors import InternalError
 from tinykd.ir import Graph, Op, Quant, Tensor
 
-OPSET = 17
+OPSET = 19
 
 
 def write_qdq(graph: Graph) -> bytes:
@@ -51,7 +51,7 @@ class _Writer:
             producer_name="tinykd",
             producer_version=tinykd.__version__,
             opset_imports=[helper.make_opsetid("", OPSET)],
-            ir_version=8,
+            ir_version=9,
         )
 
     def _constant(self, name: str, value: np.ndarray) -> str:
@@ -127,7 +127,8 @@ class _Writer:
                 pads=[top, left, bottom, right],
             )
         elif op.kind == "mean":
-            self._node("ReduceMean", [value], result, name, axes=[2, 3], keepdims=int(op.attrs["keep_dims"]))
+            axes = self._constant("const/height_and_width", np.array([2, 3], np.int64))
+            self._node("ReduceMean", [value, axes], result, name, keepdims=int(op.attrs["keep_dims"]))
         elif op.kind == "pad":
             top, bottom, left, right = op.attrs["padding"]
             pads = np.array([0, 0, top, left, 0, 0, bottom, right], np.int64)
