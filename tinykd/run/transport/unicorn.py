@@ -1,8 +1,8 @@
 """Runs the very ELF that the board would run, in the Unicorn CPU emulator (an optional package).
 
-The core executes exactly the instructions of the real one; memories are where the board file says, flash is read-only, and
-`peripherals` imitates the registers. There are no interrupts and no notion of time: what costs is counted in retired
-instructions. The emulator runs only while the host waits for an answer, and stops as soon as the firmware waits for the host.
+The core executes exactly the instructions of the real one; memories are where the board file says, flash is read-only,
+and `peripherals` imitates the registers. There are no interrupts and no notion of time: what costs is counted in retired
+instructions. The emulator runs only while the host waits for an answer, and stops when the firmware waits for the host.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class UnicornTransport:
         if facts is None:
             raise ConfigError(
                 f"board '{board.name}' has no [emulator.unicorn] section",
-                "Choose another emulator with --sim, a board that has one (tinykd list boards), or a real board with --port.",
+                "Choose a board that has one (tinykd list boards), or use a real board with --port.",
             )
         if facts.uart_model not in UART_MODELS or "TK_UART_BASE" not in board.defines:
             raise ConfigError(
@@ -111,7 +111,8 @@ class UnicornTransport:
         carries the paint that it was given."""
         bottom = self._stack_limit
         free = bytes(self._uc.mem_read(bottom, self._stack_top - bottom))
-        return len(free.lstrip(bytes([_PAINT])))
+        used = len(free.lstrip(bytes([_PAINT])))
+        return -(-used // 4) * 4  # the core pushes words; one of them may begin with the paint's value
 
     def _make_core(self, cpu: str) -> Any:
         unicorn = self._unicorn
@@ -128,7 +129,7 @@ class UnicornTransport:
         return core
 
     def _map(self, uart_base: int) -> None:
-        """Map the peripherals; the page of the UART has callbacks of its own, because they are called for every byte."""
+        """Map the peripherals; the UART's page has callbacks of its own, because they are called for every byte."""
         uart_page = uart_base & ~(_PAGE - 1)
         plain = self._registers.read, self._registers.write
         for start, end, read, write in (
@@ -165,7 +166,7 @@ class UnicornTransport:
         sram_end = memory.sram.origin + memory.sram.size_bytes
         if not memory.sram.origin < self._stack_top <= sram_end:
             raise ConfigError(
-                f"{self.firmware.path}: the vector table's stack pointer 0x{self._stack_top:08x} is outside the SRAM of "
+                f"{self.firmware.path}: its stack pointer 0x{self._stack_top:08x} is outside the SRAM of "
                 f"'{self._board.name}'"
             )
         statics = [end for end in self.firmware.static_ends if memory.sram.origin <= end <= self._stack_top]
@@ -240,8 +241,8 @@ class UnicornTransport:
 class UnicornCounter:
     """Counts retired instructions block by block, exactly, and splits those of an inference by op.
 
-    A block is a run of instructions that the emulator executes as one; a call, a return or a branch ends it. An op's share is
-    everything between the entry to its function and the return to its caller, callees included.
+    A block is a run of instructions that the emulator executes as one; a call, a return or a branch ends it. An op's
+    share is everything between the entry to its function and the return to its caller, callees included.
     """
 
     def __init__(self, unicorn: Any, core: Any, firmware: Firmware) -> None:
