@@ -263,17 +263,18 @@ def _pool_call(function: str) -> Callable[[Graph, Op, str], Call]:
 def _mean(graph: Graph, op: Op, where: str) -> Call:
     x, _ = (_int8(graph.tensor(name), where) for name in (op.inputs[0], op.outputs[0]))
     constants = mean_params(graph, op)
-    if constants.count > MEAN_MAX_AREA:
-        raise UnsupportedModelError(f"{where}: mean over {constants.count} positions; the limit is {MEAN_MAX_AREA}")
+    area = x.shape[1] * x.shape[2]
+    if area > MEAN_MAX_AREA:
+        raise UnsupportedModelError(f"{where}: mean over {area} positions; the limit is {MEAN_MAX_AREA}")
     return Call(
         "tk_mean",
         "tk_mean_t",
         {
-            "area": constants.count,
+            "area": area,
             "channels": x.shape[3],
-            "in_zero": constants.input_zero_point,
-            "out_zero": constants.output_zero_point,
+            "zero_sum": constants.zero_sum,
             "multiplier": constants.multiplier,
+            "out_zero": constants.output_zero_point,
             "shift": constants.shift,
         },
         inputs=op.inputs[:1],

@@ -24,7 +24,7 @@ class Sizes:
         arena_bytes: the activation arena alone.
         model_bytes: constants of the model: weights, biases, multipliers, parameter blocks.
         model_code_bytes: generated functions; part of `text_bytes`.
-        functions: name -> bytes of every function, the larger one where two files share a name.
+        functions, objects: name -> bytes of every function and variable, the larger one where two files share a name.
     """
 
     text_bytes: int
@@ -35,6 +35,7 @@ class Sizes:
     model_bytes: int
     model_code_bytes: int
     functions: dict[str, int]
+    objects: dict[str, int]
 
     @property
     def flash_bytes(self) -> int:
@@ -91,4 +92,5 @@ def read_sizes(elf: Path) -> Sizes:
         model_bytes=sections[".model"],
         model_code_bytes=sum(size for name, size in functions.items() if name.startswith(_MODEL_CODE_PREFIXES)),
         functions=functions,
+        objects=objects,
     )

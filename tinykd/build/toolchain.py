@@ -70,7 +70,7 @@ def choose_builder(wanted: str | None) -> str:
     if wanted == "pio" and platformio_version() is None:
         raise ToolchainError(
             "PlatformIO is not installed beside tinykd (the Python packages platformio and SCons)",
-            'Install it with: pip install "tinykd[pio]", or build with --builder gcc.',
+            'Install it with: pip install "tinykd[build]", or build with --builder gcc.',
         )
     return wanted
 
@@ -226,7 +226,7 @@ def _provide_scons(core: Path) -> None:
     version = ".".join((numbers + ["0", "0", "0"])[:3])
     spec = importlib.util.find_spec("SCons")
     if spec is None or spec.origin is None:
-        raise ToolchainError("the Python package SCons is not installed", 'Install it with: pip install "tinykd[pio]".')
+        raise ToolchainError("the Python package SCons is not installed", 'Install it with: pip install "tinykd[build]".')
     site = str(Path(spec.origin).resolve().parent.parent)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "scons.py").write_text(

@@ -89,13 +89,14 @@ void tk_average_pool_2d(const tk_pool_2d_t *params, const int8_t *x, int8_t *y);
 /* Maximum of each window. */
 void tk_max_pool_2d(const tk_pool_2d_t *params, const int8_t *x, int8_t *y);
 
-/* Mean over H and W of x (area, channels): the sum of x - in_zero is scaled, then divided by `area`, and both steps round
- * to nearest, halves away from zero in the division. area at most 2^23. */
+/* Mean over H and W of x (area, channels): requantize(sum of x - zero_sum) + out_zero, the division by `area` folded into
+ * the multiplier. area at most 2^23. */
 typedef struct {
     int32_t area;                       /* H * W */
     int32_t channels;
-    int16_t in_zero, out_zero;
-    int32_t multiplier;
+    int32_t zero_sum;                   /* area * input zero point */
+    int32_t multiplier;                 /* input scale / output scale / area */
+    int16_t out_zero;
     int8_t shift;
 } tk_mean_t;
 

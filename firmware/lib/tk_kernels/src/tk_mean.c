@@ -4,14 +4,11 @@
 void tk_mean(const tk_mean_t *p, const int8_t *x, int8_t *y)
 {
     for (int32_t channel = 0; channel < p->channels; channel++) {
-        int32_t sum = 0;
+        int32_t sum = -p->zero_sum;
         const int8_t *input = x + channel;
         for (int32_t i = 0; i < p->area; i++, input += p->channels) {
-            sum += *input - p->in_zero;
+            sum += *input;
         }
-        sum = tk_requantize(sum, p->multiplier, p->shift);
-        const int32_t half = p->area / 2;
-        const int32_t mean = (sum > 0 ? sum + half : sum - half) / p->area;
-        y[channel] = tk_clamp(mean + p->out_zero, INT8_MIN, INT8_MAX);
+        y[channel] = tk_clamp(tk_requantize(sum, p->multiplier, p->shift) + p->out_zero, INT8_MIN, INT8_MAX);
     }
 }
