@@ -2,10 +2,36 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+from tinykd.commands.output import json_option, print_json
+
+if TYPE_CHECKING:
+    from tinykd.artifact import Manifest
+    from tinykd.config import Recipe
+
+
+def train_with_progress(recipe: Recipe, run_dir: Path, *, resume: bool = True, device: str | None = None) -> Manifest:
+    """Train into `run_dir` with the terminal's progress display; an interruption ends the process, resumably.
+
+    Raises:
+        SystemExit: SIGINT or SIGTERM, after everything was saved; 128 + the signal's number.
+    """
+    from tinykd.train import train
+    from tinykd.train.loop import StopRequested
+    from tinykd.train.progress import make_progress
+
+    progress = make_progress()
+    try:
+        return train(recipe, run_dir, resume=resume, progress=progress, device=device)
+    except StopRequested as stop:
+        progress.note(f"Stopped; everything is saved. Continue with the same command: it goes on in {run_dir}.")
+        raise SystemExit(128 + stop.signal_number) from None
+    finally:
+        progress.close()
 
 
 @click.command("train")
@@ -14,7 +40,7 @@ import click
 @click.option("--resume/--restart", default=True, help="Continue what is there (default), or delete it first.")
 @click.option("--out", type=click.Path(path_type=Path), help="The run's folder; runs/<recipe name> by default.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="The GPU when there is one, by default.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else on stdout.")
+@json_option
 def command(
     recipe_name: str, overrides: tuple[str, ...], resume: bool, out: Path | None, device: str | None, as_json: bool
 ) -> None:
@@ -26,21 +52,9 @@ def command(
 
     recipe = load_recipe(recipe_name, overrides)
     run_dir = out or Path("runs") / recipe.name
-
-    from tinykd.train import train
-    from tinykd.train.loop import StopRequested
-    from tinykd.train.progress import make_progress
-
-    progress = make_progress()
-    try:
-        manifest = train(recipe, run_dir, resume=resume, progress=progress, device=device)
-    except StopRequested as stop:
-        progress.note(f"Stopped; everything is saved. Continue with the same command: it goes on in {run_dir}.")
-        raise SystemExit(128 + stop.signal_number) from None
-    finally:
-        progress.close()
+    manifest = train_with_progress(recipe, run_dir, resume=resume, device=device)
     if as_json:
-        click.echo(json.dumps({"run": str(run_dir), "recipe": recipe.name, **manifest.results}, sort_keys=True))
+        print_json({"run": str(run_dir), "recipe": recipe.name, **manifest.results})
         return
     results = manifest.results
     click.echo(f"{run_dir}/train: {results['top1_float']:.2%} of {results['num_test']} test images")
