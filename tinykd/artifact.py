@@ -6,6 +6,7 @@ never sees half an artefact: a killed or failed stage leaves the previous result
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -21,6 +22,8 @@ from tinykd.errors import ArtifactError
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
+# The folder cannot be written; any other OSError inside a stage is not about the artefact.
+_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 
 def sha256_file(path: Path) -> str:
@@ -112,7 +115,7 @@ def draft_artifact(
         ArtifactError: the folder cannot be written (full disk, permission).
     """
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    _remove_leftovers(folder)
     try:
         try:
             temporary.mkdir(parents=True)
@@ -134,16 +137,52 @@ def draft_artifact(
                 results=draft.results,
             )
             write_json(temporary / MANIFEST, manifest.to_dict())
-            if folder.exists():
-                shutil.rmtree(folder)
-            os.replace(temporary, folder)
+            _swap(temporary, folder)
         except OSError as error:
+            if error.errno not in _CANNOT_WRITE:
+                raise
             raise ArtifactError(
                 f"{stage}: cannot write {folder}: {error.strerror or error}",
                 "Free disk space or choose another folder with --out; what stood there before is unchanged.",
             ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _swap(temporary: Path, folder: Path) -> None:
+    """Give `temporary` the name `folder`; what had it before goes only after that."""
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    if folder.exists():
+        os.replace(folder, old)
+    try:
+        os.replace(temporary, folder)
+    except OSError:
+        if old.exists():
+            os.replace(old, folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes left beside `folder`; an old artefact that lost its name gets it back."""
+    for path in folder.parent.glob(f".{folder.name}.*.*"):
+        pid, _, kind = path.name.removeprefix(f".{folder.name}.").partition(".")
+        if kind not in ("tmp", "old") or not pid.isdigit() or (int(pid) != os.getpid() and _is_alive(int(pid))):
+            continue
+        if kind == "old" and not folder.exists():
+            os.replace(path, folder)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def read_manifest(folder: Path, stage: str | None = None, *, verify: bool = True) -> Manifest:
