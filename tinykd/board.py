@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,11 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from tinykd.errors import ConfigError, nearest
 from tinykd.resources import find_resource
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:  # Python 3.10 has no TOML reader of its own.
-    import tomli as tomllib
+from tinykd.toml import tomllib
 
 
 class _Section(BaseModel):

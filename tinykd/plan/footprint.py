@@ -6,7 +6,6 @@ that it names; a test holds the prediction within 2 % of what a build takes.
 
 from __future__ import annotations
 
-import sys
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,7 @@ from tinykd.board import Board
 from tinykd.errors import ConfigError
 from tinykd.ir import Graph, MemoryPlan
 from tinykd.kernels import select
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:  # Python 3.10 has no TOML reader of its own.
-    import tomli as tomllib
+from tinykd.toml import tomllib
 
 CYCLE_COUNTER_BYTES = 4
 _TABLE = Path(__file__).with_name("footprint.toml")
