@@ -15,20 +15,23 @@ static inline int32_t tk_doubling_high_mul(int32_t a, int32_t b)
     return (int32_t)((product + ((int64_t)1 << 30)) >> 31);
 }
 
-/* x / 2^exponent rounded to nearest, halves away from zero; exponent in 0 .. 31. */
+/* x / 2^exponent rounded to nearest, halves away from zero; exponent in 0 .. 31.
+ *
+ * With t = x - (x < 0), or t = x where exponent is 0, the result is t / 2^exponent rounded down plus the first bit that was
+ * shifted out. x is not INT32_MIN. */
 static inline int32_t tk_rounding_shift_right(int32_t x, int32_t exponent)
 {
-    const int32_t mask = (int32_t)(((uint32_t)1 << exponent) - 1U);
-    const int32_t threshold = (mask >> 1) + (x < 0 ? 1 : 0);
-    return (x >> exponent) + ((x & mask) > threshold ? 1 : 0);
+    const int32_t t = x + ((x >> 31) & -exponent >> 31);
+    return (t >> exponent) + (((int32_t)((uint32_t)t << 1) >> exponent) & 1);
 }
 
 /* x * multiplier * 2^(shift - 31), rounded after the multiplication and again after the shift to the right. A shift to
  * the left comes first and drops the bits that leave 32, as TFLite Micro's does. */
 static inline int32_t tk_requantize(int32_t x, int32_t multiplier, int32_t shift)
 {
-    const int32_t left = shift > 0 ? shift : 0;
-    const int32_t right = shift > 0 ? 0 : -shift;
+    const int32_t is_right = shift >> 31;
+    const int32_t left = shift & ~is_right;
+    const int32_t right = -(shift & is_right);
     const int32_t shifted = (int32_t)((uint32_t)x << left);
     return tk_rounding_shift_right(tk_doubling_high_mul(shifted, multiplier), right);
 }

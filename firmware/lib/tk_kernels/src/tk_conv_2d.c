@@ -4,7 +4,8 @@
 #include "tk_window.h"
 
 /* One output pixel, any part of whose window may lie in the padding. */
-static void border_pixel(const tk_conv_2d_t *p, const int8_t *x, tk_window_t rows, tk_window_t columns, int8_t *y)
+static void border_pixel(const tk_conv_2d_t *restrict p, const int8_t *restrict x, tk_window_t rows, tk_window_t columns,
+                         int8_t *restrict y)
 {
     const int32_t row_weights = p->kernel_w * p->in_c;
     const int32_t filter = p->kernel_h * row_weights;
@@ -39,7 +40,8 @@ static void border_pixel(const tk_conv_2d_t *p, const int8_t *x, tk_window_t row
 }
 
 /* Two neighbouring output pixels whose windows lie inside the input and whose window rows are contiguous. */
-static void inner_pixels(const tk_conv_2d_t *p, const int8_t *x0, const int8_t *x1, int8_t *y)
+static void inner_pixels(const tk_conv_2d_t *restrict p, const int8_t *restrict x0, const int8_t *restrict x1,
+                         int8_t *restrict y)
 {
     const int32_t row_weights = p->kernel_w * p->in_c;
     const int32_t row_inputs = p->in_w * p->in_c * p->dilation_h;
@@ -65,7 +67,7 @@ static int32_t is_whole(tk_window_t window, int32_t kernel)
     return window.last - window.first == kernel;
 }
 
-void tk_conv_2d(const tk_conv_2d_t *p, const int8_t *x, int8_t *y)
+void tk_conv_2d(const tk_conv_2d_t *restrict p, const int8_t *restrict x, int8_t *restrict y)
 {
     for (int32_t row = 0; row < p->out_h; row++) {
         const tk_window_t rows = tk_window(row, p->stride_h, p->pad_top, p->kernel_h, p->dilation_h, p->in_h);

@@ -2,7 +2,7 @@
 #include "tk_dot.h"
 #include "tk_kernels.h"
 
-void tk_conv_2d_1x1(const tk_conv_2d_t *p, const int8_t *x, int8_t *y)
+void tk_conv_2d_1x1(const tk_conv_2d_t *restrict p, const int8_t *restrict x, int8_t *restrict y)
 {
     const int32_t pixels = p->out_h * p->out_w;
     int32_t pixel = 0;

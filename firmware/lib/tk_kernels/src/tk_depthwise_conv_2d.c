@@ -2,7 +2,7 @@
 #include "tk_kernels.h"
 #include "tk_window.h"
 
-void tk_depthwise_conv_2d(const tk_conv_2d_t *p, const int8_t *x, int8_t *y)
+void tk_depthwise_conv_2d(const tk_conv_2d_t *restrict p, const int8_t *restrict x, int8_t *restrict y)
 {
     const int32_t per_input = p->out_c / p->in_c;
     for (int32_t row = 0; row < p->out_h; row++) {

@@ -2,7 +2,7 @@
 #include "tk_kernels.h"
 #include "tk_requantize.h"
 
-void tk_fully_connected(const tk_fully_connected_t *p, const int8_t *x, int8_t *y)
+void tk_fully_connected(const tk_fully_connected_t *restrict p, const int8_t *restrict x, int8_t *restrict y)
 {
     for (int32_t channel = 0; channel < p->out_c; channel += 2) {
         /* With an odd number of channels the last one is computed twice and stored once. */

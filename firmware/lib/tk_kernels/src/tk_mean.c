@@ -1,7 +1,7 @@
 #include "tk_kernels.h"
 #include "tk_requantize.h"
 
-void tk_mean(const tk_mean_t *p, const int8_t *x, int8_t *y)
+void tk_mean(const tk_mean_t *restrict p, const int8_t *restrict x, int8_t *restrict y)
 {
     for (int32_t channel = 0; channel < p->channels; channel++) {
         int32_t sum = -p->zero_sum;

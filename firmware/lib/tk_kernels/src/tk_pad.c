@@ -8,7 +8,7 @@ static int8_t *fill(int8_t *y, int32_t value, int32_t count)
     return y + count;
 }
 
-void tk_pad(const tk_pad_t *p, const int8_t *x, int8_t *y)
+void tk_pad(const tk_pad_t *restrict p, const int8_t *restrict x, int8_t *restrict y)
 {
     const int32_t left = p->pad_left * p->channels;
     const int32_t right = p->pad_right * p->channels;

@@ -8,7 +8,7 @@ static int32_t rounded_mean(int32_t sum, int32_t count)
     return (sum > 0 ? sum + count / 2 : sum - count / 2) / count;
 }
 
-void tk_average_pool_2d(const tk_pool_2d_t *p, const int8_t *x, int8_t *y)
+void tk_average_pool_2d(const tk_pool_2d_t *restrict p, const int8_t *restrict x, int8_t *restrict y)
 {
     for (int32_t row = 0; row < p->out_h; row++) {
         const tk_window_t rows = tk_window(row, p->stride_h, p->pad_top, p->kernel_h, 1, p->in_h);
@@ -30,7 +30,7 @@ void tk_average_pool_2d(const tk_pool_2d_t *p, const int8_t *x, int8_t *y)
     }
 }
 
-void tk_max_pool_2d(const tk_pool_2d_t *p, const int8_t *x, int8_t *y)
+void tk_max_pool_2d(const tk_pool_2d_t *restrict p, const int8_t *restrict x, int8_t *restrict y)
 {
     for (int32_t row = 0; row < p->out_h; row++) {
         const tk_window_t rows = tk_window(row, p->stride_h, p->pad_top, p->kernel_h, 1, p->in_h);
