@@ -1,8 +1,9 @@
 """Runs the very ELF that the board would run, in the Unicorn CPU emulator (an optional package).
 
 The core executes exactly the instructions of the real one; memories are where the board file says, flash is read-only,
-and `peripherals` imitates the registers. There are no interrupts and no notion of time: what costs is counted in retired
-instructions. The emulator runs only while the host waits for an answer, and stops when the firmware waits for the host.
+and `peripherals` imitates the registers. There are no interrupts and there is no notion of time: what costs is counted
+in retired instructions. The emulator runs only while the host waits for an answer, and stops when the firmware waits
+for the host.
 """
 
 from __future__ import annotations

@@ -1,0 +1,201 @@
+"""Benchmark: streams inputs to a device, compares its outputs with the host's, and measures what they cost."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tinykd.board import Board
+from tinykd.errors import ConfigError, DeviceError
+from tinykd.run.protocol import Info
+from tinykd.run.session import Session
+from tinykd.run.transport.base import InstructionCounts
+
+Int8 = npt.NDArray[np.int8]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What a benchmark found.
+
+    Attributes:
+        result: the JSON object of `tinykd bench`.
+        outputs: int8 (samples, output_bytes), of the device.
+    """
+
+    result: dict[str, Any]
+    outputs: Int8
+
+
+@dataclass(frozen=True)
+class _Cost:
+    """What one profiled inference took: instructions on an emulator, cycles on a board."""
+
+    total: int
+    per_op: tuple[int, ...]
+
+
+def run_bench(
+    session: Session,
+    board: Board,
+    *,
+    model_sha256: str,
+    ops: Sequence[Mapping[str, Any]],
+    inputs: Int8,
+    reference: Int8,
+    labels: npt.NDArray[np.int64] | None = None,
+    profile_samples: int = 3,
+    on_sample: Callable[[int], None] = lambda done: None,
+) -> Bench:
+    """Run every input on the device and compare.
+
+    Args:
+        session: with the device; HELLO is sent here.
+        board: the board that it is, or that is emulated.
+        model_sha256: the model that must answer.
+        ops: the generated sequence: mappings with `op` (0, 1, ..), `kind`, `source` and `macs`.
+        inputs: (samples, input_bytes), at least one sample.
+        reference: (samples, output_bytes), what the host computed.
+        labels: (samples,), or None when there are no right answers.
+        profile_samples: for how many samples, the first ones, each op is measured.
+        on_sample: called after each sample with the number done.
+
+    Raises:
+        DeviceError: the device fails, runs another model, or has other sizes than the model.
+    """
+    if not len(inputs) or len(inputs) != len(reference):
+        raise ConfigError(f"bench: {len(inputs)} inputs and {len(reference)} reference outputs")
+    started = time.perf_counter()
+    identity = session.hello()
+    session.require_model(model_sha256)
+    info = session.info()
+    _check_sizes(info, inputs, reference, len(ops), session)
+    outputs = np.empty_like(reference)
+    cycles: list[int] = []
+    profiles: list[_Cost] = []
+    for index, sample in enumerate(inputs):
+        data = np.ascontiguousarray(sample).tobytes()
+        profiled = index < profile_samples
+        counter = session.transport.counter if profiled else None
+        if counter is not None:
+            counter.start()
+        raw, invoked = session.infer(data, info.output_bytes)
+        if counter is not None:
+            profiles.append(_cost(counter.stop(), len(ops)))
+        elif session.transport.counter_unit == "cycles":
+            cycles.append(invoked.cycles)
+            if profiled:
+                profiles.append(_Cost(invoked.cycles, tuple(session.profile(info.num_ops))))
+        outputs[index] = np.frombuffer(raw, np.int8)
+        on_sample(index + 1)
+    result: dict[str, Any] = {
+        "board": board.name,
+        "transport": session.transport.name,
+        "engine": identity.engine,
+        "model_sha256": identity.model_sha256,
+        "firmware_version": info.firmware_version,
+        "samples": len(inputs),
+        **_compare(outputs, reference, labels),
+        **_latency(board, info, profiles, cycles, ops),
+        "macs": sum(int(op["macs"]) for op in ops),
+        "repeats": session.repeats,
+        "device_restarts": session.restarts_seen,
+        "seconds": round(time.perf_counter() - started, 3),
+    }
+    stack_bytes = getattr(session.transport, "stack_bytes_measured", None)
+    if stack_bytes is not None:
+        result["stack_bytes_measured"] = stack_bytes
+    return Bench(result, outputs)
+
+
+def _check_sizes(info: Info, inputs: Int8, reference: Int8, num_ops: int, session: Session) -> None:
+    found = (info.input_bytes, info.output_bytes, info.num_ops)
+    wanted = (inputs.shape[1], reference.shape[1], num_ops)
+    if found != wanted:
+        raise DeviceError(
+            f"{session.transport.name}: the firmware has {found[0]} B of input, {found[1]} B of output and {found[2]} "
+            f"ops; the model has {wanted[0]}, {wanted[1]} and {wanted[2]}",
+            "Build and flash the firmware again.",
+        )
+
+
+def _cost(counts: InstructionCounts, num_ops: int) -> _Cost:
+    if len(counts.per_op) != num_ops:
+        raise DeviceError(f"the firmware has {len(counts.per_op)} op functions, the build lists {num_ops} ops")
+    return _Cost(counts.total, counts.per_op)
+
+
+def _compare(outputs: Int8, reference: Int8, labels: npt.NDArray[np.int64] | None) -> dict[str, Any]:
+    predicted, expected = outputs.argmax(axis=1), reference.argmax(axis=1)
+    differs = np.argwhere(outputs != reference)
+    first = None
+    if len(differs):
+        sample, element = (int(value) for value in differs[0])
+        device, host = int(outputs[sample, element]), int(reference[sample, element])
+        first = {"sample": sample, "element": element, "device": device, "host": host}
+    return {
+        "top1": None if labels is None else float(np.mean(predicted == labels)),
+        "top1_host": None if labels is None else float(np.mean(expected == labels)),
+        "agree": float(np.mean(predicted == expected)),
+        "outputs_equal": not len(differs),
+        "samples_different": len(np.unique(differs[:, 0])),
+        "first_mismatch": first,
+    }
+
+
+def _latency(
+    board: Board, info: Info, profiles: list[_Cost], cycles: list[int], ops: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Instructions make an estimate, cycles a measurement; the profile shown is the one of the median inference."""
+    measured = bool(cycles)
+    totals = [profile.total for profile in profiles]
+    median = sorted(profiles, key=lambda profile: profile.total)[(len(profiles) - 1) // 2] if profiles else None
+    clock_hz = info.clock_hz
+    per_op = []
+    for index, op in enumerate(ops):
+        row = {"op": int(op["op"]), "kind": op["kind"], "source": op["source"], "macs": int(op["macs"])}
+        cost = median.per_op[index] if median else None
+        row["instructions"] = None if measured else cost
+        if measured:
+            row["cycles"] = cost
+        per_op.append(row)
+    result: dict[str, Any] = {
+        "clock_hz": clock_hz,
+        "latency_kind": "measured" if measured else "estimated",
+        "profiled_samples": len(profiles),
+        "instructions_per_inference": None,
+        "instructions_min": None,
+        "instructions_max": None,
+        "instructions_overhead": None,
+        "estimated_cycles": None,
+        "per_op": per_op,
+    }
+    if measured:
+        typical = statistics.median(cycles)
+        result.update(
+            cycles_per_inference=typical,
+            cycles_min=min(cycles),
+            cycles_max=max(cycles),
+            latency_us=round(typical / clock_hz * 1e6, 3),
+        )
+        return result
+    if median is None:
+        result["latency_us"] = None
+        return result
+    estimated = round(median.total * board.cycles_per_instruction)
+    result.update(
+        instructions_per_inference=median.total,
+        instructions_min=min(totals),
+        instructions_max=max(totals),
+        instructions_overhead=median.total - sum(median.per_op),
+        cycles_per_instruction=board.cycles_per_instruction,
+        estimated_cycles=estimated,
+        latency_us=round(estimated / clock_hz * 1e6, 3),
+    )
+    return result
