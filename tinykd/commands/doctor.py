@@ -224,10 +224,10 @@ def check_serial() -> Iterator[Check]:
 
         from tinykd.board import list_boards, load_board
 
-        names = {usb_id.lower(): [] for board in list_boards() for usb_id in load_board(board).usb_ids}
+        names: dict[str, list[str]] = {}
         for board in list_boards():
             for usb_id in load_board(board).usb_ids:
-                names[usb_id.lower()].append(board)
+                names.setdefault(usb_id.lower(), []).append(board)
         ports = [port for port in list_ports.comports() if port.vid is not None]
     except (ImportError, TinykdError, OSError):
         return

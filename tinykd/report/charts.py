@@ -81,10 +81,10 @@ def line_chart(
 
     parts = [_open(width, height, title, "chart")]
     for tick in ticks:
-        y = _number(py(tick))
-        parts.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y}" y2="{y}"/>')
+        level = _number(py(tick))
+        parts.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{level}" y2="{level}"/>')
         parts.append(
-            f'<text class="tick" x="{left - 8}" y="{y}" dy="4" text-anchor="end">{escape(y_format(tick))}</text>'
+            f'<text class="tick" x="{left - 8}" y="{level}" dy="4" text-anchor="end">{escape(y_format(tick))}</text>'
         )
     for tick in nice_ticks(x_low, x_high, 6):
         if x_low <= tick <= x_high and tick == int(tick):
@@ -97,9 +97,9 @@ def line_chart(
         f'text-anchor="middle">{escape(x_label)}</text>'
     )
     if marker:
-        y = _number(py(marker[0]))
-        parts.append(f'<line class="marker" x1="{left}" x2="{width - right}" y1="{y}" y2="{y}"/>')
-        parts.append(f'<text class="tick" x="{left + 6}" y="{y}" dy="-5">{escape(marker[1])}</text>')
+        level = _number(py(marker[0]))
+        parts.append(f'<line class="marker" x1="{left}" x2="{width - right}" y1="{level}" y2="{level}"/>')
+        parts.append(f'<text class="tick" x="{left + 6}" y="{level}" dy="-5">{escape(marker[1])}</text>')
     for line in series:
         path = " ".join(f"{_number(px(x))},{_number(py(y))}" for x, y in line.points)
         parts.append(f'<polyline class="line {line.css_class}" points="{path}"/>')
@@ -141,12 +141,13 @@ def arena_chart(plan: MemoryPlan, op_labels: Sequence[str]) -> Markup:
     for tick in nice_ticks(0, highest / 1024, 6):
         if tick * 1024 > highest * 1.001:
             continue
-        y = _number(py(tick * 1024))
-        parts.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y}" y2="{y}"/>')
-        parts.append(f'<text class="tick" x="{left - 8}" y="{y}" dy="4" text-anchor="end">{tick:g} kB</text>')
+        level = _number(py(tick * 1024))
+        parts.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{level}" y2="{level}"/>')
+        parts.append(f'<text class="tick" x="{left - 8}" y="{level}" dy="4" text-anchor="end">{tick:g} kB</text>')
     stride = max(1, math.ceil(num_ops / 24))
     for op in range(0, num_ops, stride):
         parts.append(_text(px(op + 0.5), height - bottom + 17, str(op)))
+    parts.append(_text(px(-0.5), height - bottom + 17, "in"))
     parts.append(_text((left + width - right) / 2, height - 4, "op"))
     for box in plan.placements:
         if box.alias_of is not None:
@@ -171,10 +172,10 @@ def arena_chart(plan: MemoryPlan, op_labels: Sequence[str]) -> Markup:
                 f'dy="4" text-anchor="middle">{label}</text>'
             )
         parts.append("</g>")
-    y = _number(py(plan.lower_bound_bytes))
-    parts.append(f'<line class="marker" x1="{left}" x2="{width - right}" y1="{y}" y2="{y}"/>')
+    level = _number(py(plan.lower_bound_bytes))
+    parts.append(f'<line class="marker" x1="{left}" x2="{width - right}" y1="{level}" y2="{level}"/>')
     parts.append(
-        f'<text class="tick" x="{width - right}" y="{y}" dy="-6" text-anchor="end">'
+        f'<text class="tick" x="{width - right}" y="{level}" dy="-6" text-anchor="end">'
         f"lower bound {plan.lower_bound_bytes:,} B</text>"
     )
     # Invisible columns on top of nothing else tell which op stands where.
@@ -229,9 +230,11 @@ def confusion_chart(counts: np.ndarray, classes: Sequence[str]) -> Markup:
         # Long names stand at an angle, so that they do not run into each other.
         at_an_angle = max(map(len, names)) > 4
         for column in range(num_classes):
-            x, y = left + column * cell + cell / 2, top + num_classes * cell + 14
-            turn = f"rotate(-40 {_number(x)} {_number(y)})" if at_an_angle else ""
-            parts.append(_text(x, y, _short(names[column]), "end" if at_an_angle else "middle", transform=turn))
+            middle, below = left + column * cell + cell / 2, top + num_classes * cell + 14
+            turn = f"rotate(-40 {_number(middle)} {_number(below)})" if at_an_angle else ""
+            parts.append(
+                _text(middle, below, _short(names[column]), "end" if at_an_angle else "middle", transform=turn)
+            )
     middle = top + cell * num_classes / 2
     parts.append(_text(left + cell * num_classes / 2, height - 2, "predicted"))
     parts.append(_text(10, middle, "label", transform=f"rotate(-90 10 {_number(middle)})"))

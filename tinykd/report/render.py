@@ -217,7 +217,7 @@ def learning_curves(records: RunRecords) -> list[tuple[str, Markup]]:
     # The first epochs of a training say little: the axis starts where most of the curve lies.
     floor = max(0.0, min(1.0, sorted(reached)[len(reached) // 10])) if reached else 0.0
     floor = min(floor, 0.95) - 0.02 if floor > 0.5 else 0.0
-    clipped = [Series(line.label, [(x, max(y, floor)) for x, y in line.points], line.css_class) for line in accuracies]
+    upper = [Series(line.label, [(x, y) for x, y in line.points if y >= floor], line.css_class) for line in accuracies]
     charts = [
         (
             "Training loss",
@@ -226,7 +226,7 @@ def learning_curves(records: RunRecords) -> list[tuple[str, Markup]]:
         (
             "Validation accuracy",
             line_chart(
-                clipped,
+                upper,
                 x_label="epoch",
                 y_format=lambda value: f"{value * 100:.3g} %",
                 title="Validation accuracy by epoch",
