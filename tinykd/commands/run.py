@@ -131,7 +131,8 @@ def _carry(
     road: _Road, folder: Path, board: Board, samples: int | None, port: str | None, sim: str
 ) -> dict[str, dict[str, Any] | str]:
     """Take a trained run through the remaining steps and return their results."""
-    from tinykd.commands.bench import ensure_bench
+    from tinykd.commands.bench import progress
+    from tinykd.commands.bench_stage import BenchOptions, ensure_bench, require_parity
     from tinykd.commands.export_stage import ensure_export
     from tinykd.commands.pipeline import ensure_build, ensure_plan, require_fit
     from tinykd.commands.report import write_report
@@ -158,7 +159,9 @@ def _carry(
         built = ensure_build(target, board).to_dict()
         done(f"{built['elf']}: {kilobytes(built['flash_bytes'])} flash, stack {built['stack_bytes_max']:,} B at most")
     with road.step("bench") as done:
-        bench = ensure_bench(target, board, samples=samples, port=port, sim=sim)
+        options = BenchOptions(sim=None if port else sim, port=port, samples=samples)
+        with progress() as on_start:
+            bench = ensure_bench(target, board, options, on_start=on_start)
         equal = "all equal the host's" if bench["outputs_equal"] else "NOT all equal to the host's"
         top1 = "" if bench["top1"] is None else f"{bench['top1']:.2%} on "
         done(
@@ -169,4 +172,5 @@ def _carry(
     with road.step("report") as done:
         page, _ = write_report(folder)
         done(str(page))
+    require_parity(bench)
     return {"export": exported, "plan": plan, "build": built, "bench": bench, "report": str(page)}
