@@ -184,7 +184,7 @@ def collect_records(
 
 def _board_names(folder: Path, board: str | None) -> list[str]:
     places = folder / "boards"
-    found = sorted(path.name for path in places.iterdir() if path.is_dir()) if places.is_dir() else []
+    found = sorted(path.name for path in places.iterdir() if path.is_dir() and not path.name.startswith(".")) if places.is_dir() else []
     if board is None:
         return found
     if board not in found:
