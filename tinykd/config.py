@@ -399,7 +399,8 @@ def _check_values(recipe: Recipe) -> list[str]:
     teacher = recipe.teacher
     trainings = [("train", recipe.train)]
     if teacher is not None:
-        if teacher.weights is None and teacher.train is None and not teacher.model.startswith("timm:"):
+        ready = teacher.model.startswith("timm:") and teacher.args.get("pretrained") is True
+        if teacher.weights is None and teacher.train is None and not ready:
             faults.append("teacher: give `weights` (a file), `train` (how to train it first), or both")
         if (teacher.mean is None) != (teacher.std is None):
             faults.append("teacher: `mean` and `std` go together")

@@ -24,14 +24,14 @@ class Augment:
 
     def normalise(self, images: torch.Tensor) -> torch.Tensor:
         """Map uint8 (N, H, W, C) to float32 (N, C, H, W), `(pixel - mean_level) / std_level`; nothing random."""
-        return (images.permute(0, 3, 1, 2).float() - self.mean_level) / self.std_level
+        return (_to_planes(images) - self.mean_level) / self.std_level
 
     def __call__(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Map uint8 (N, H, W, C) to float32 (N, C, H, W); what enters from outside an image is black (level 0)."""
         config = self.config
         if config.crop_padding or config.flip:
             images = self._crop_and_flip(images, generator)
-        x = images.permute(0, 3, 1, 2).float()
+        x = _to_planes(images)
         if config.rotate_deg or config.translate or config.scale or config.shear_deg:
             x = self._warp(x, generator)
         if config.brightness:
@@ -83,3 +83,8 @@ class Augment:
         in_rows = (rows >= top) & (rows < top + side)
         in_columns = (columns >= left) & (columns < left + side)
         return x.masked_fill((in_rows[:, :, None] & in_columns[:, None, :])[:, None], 0.0)
+
+
+def _to_planes(images: torch.Tensor) -> torch.Tensor:
+    """Map uint8 (N, H, W, C) to float32 (N, C, H, W), contiguous: a mere permutation would choose other kernels."""
+    return images.permute(0, 3, 1, 2).contiguous().float()

@@ -156,7 +156,9 @@ class _Run:
     ) -> None:
         self.config, self.device, self.augment = config, device, augment
         self.checkpoint = folder / CHECKPOINT
-        self.memory_format = torch.channels_last
+        # channels_last is for the GPU alone: with it, oneDNN's backward pass of strided 1x1 convolutions has given
+        # different bits from run to run on the CPU (torch 2.13), and has crashed.
+        self.memory_format = torch.channels_last if device.type == "cuda" else torch.contiguous_format
         self.model = model.to(device, memory_format=self.memory_format).train()  # type: ignore[call-overload]
         self.objective = objective.to(device).train()
         self.train, self.val = DeviceSplit(dataset.train, device), DeviceSplit(dataset.val, device)

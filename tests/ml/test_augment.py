@@ -1,0 +1,166 @@
+"""Augmentation: what each random change does to known images, seeded, and nothing when switched off."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tinykd.config import AugmentConfig
+from tinykd.data.augment import Augment
+
+MEAN, STD = 33, 78.0
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    """Return a seeded generator."""
+    return torch.Generator().manual_seed(seed)
+
+
+def images(count: int = 16, side: int = 12, channels: int = 3) -> torch.Tensor:
+    """Return random uint8 images (count, side, side, channels) without a black pixel."""
+    return torch.randint(1, 256, (count, side, side, channels), dtype=torch.uint8, generator=generator(1))
+
+
+def levels(x: torch.Tensor) -> torch.Tensor:
+    """Undo the normalisation: (N, C, H, W) float back to (N, H, W, C) levels."""
+    return (x * STD + MEAN).permute(0, 2, 3, 1)
+
+
+def apply(x: torch.Tensor, seed: int = 0, **config: float) -> torch.Tensor:
+    """Return the augmented levels."""
+    return levels(Augment(AugmentConfig.model_validate(config), MEAN, STD)(x, generator(seed)))
+
+
+def test_without_changes_it_only_normalises() -> None:
+    """All off: (pixel - mean_level) / std_level, in NCHW float32, and the generator is not used."""
+    x = images()
+    augment = Augment(AugmentConfig(), MEAN, STD)
+    rng = generator()
+    out = augment(x, rng)
+    assert out.dtype == torch.float32
+    assert out.shape == (16, 3, 12, 12)
+    assert torch.equal(out, (x.permute(0, 3, 1, 2).float() - MEAN) / STD)
+    assert torch.equal(out, augment.normalise(x))
+    assert torch.equal(rng.get_state(), generator().get_state())
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"crop_padding": 2},
+        {"flip": True},
+        {"rotate_deg": 10, "translate": 0.1, "scale": 0.1, "shear_deg": 5},
+        {"brightness": 0.3},
+        {"cutout": 4},
+    ],
+)
+def test_same_seed_same_batch(config: dict[str, float]) -> None:
+    """The generator's state alone decides the result; another seed gives another batch; the input stays as it was."""
+    x = images()
+    before = x.clone()
+    first = apply(x, 5, **config)
+    assert torch.equal(first, apply(x, 5, **config))
+    assert not torch.equal(first, apply(x, 6, **config))
+    assert torch.equal(x, before)
+
+
+def test_crops_are_windows_of_the_padded_image() -> None:
+    """Each crop is one of the (2p + 1)^2 windows of the image padded with black, and they differ between images."""
+    x = images(32)
+    out = apply(x, crop_padding=2).round().to(torch.uint8)
+    padded = torch.nn.functional.pad(x, (0, 0, 2, 2, 2, 2))
+    found = []
+    for index in range(len(x)):
+        places = [
+            (top, left)
+            for top in range(5)
+            for left in range(5)
+            if torch.equal(out[index], padded[index, top : top + 12, left : left + 12])
+        ]
+        assert len(places) == 1
+        found += places
+    assert len(set(found)) > 10
+    assert {0, 4} <= {top for top, _ in found}
+
+
+def test_flip_mirrors_about_half_of_the_images() -> None:
+    """Each image is itself or its mirror image, left and right swapped; both happen."""
+    x = images(200)
+    out = apply(x, flip=True).round().to(torch.uint8)
+    same = (out == x).flatten(1).all(1)
+    mirrored = (out == x.flip(2)).flatten(1).all(1)
+    assert (same ^ mirrored).all()
+    assert 70 < int(mirrored.sum()) < 130
+
+
+def test_crop_and_flip_treat_all_channels_alike() -> None:
+    """Grey content in three channels stays grey."""
+    x = images(channels=1).expand(-1, -1, -1, 3).contiguous()
+    out = apply(x, crop_padding=2, flip=True)
+    assert torch.equal(out[..., 0], out[..., 1])
+    assert torch.equal(out[..., 0], out[..., 2])
+
+
+@pytest.mark.parametrize(
+    ("config", "largest"),
+    [({"rotate_deg": 20}, 20.0), ({"shear_deg": 15}, None), ({"scale": 0.2}, None), ({"translate": 0.2}, None)],
+)
+def test_warps_stay_within_their_limits(config: dict[str, float], largest: float | None) -> None:
+    """A rotation turns a bar by at most its limit, and by nearly that for some image; other warps keep it in place."""
+    side = 41
+    x = torch.zeros(300, side, side, 1, dtype=torch.uint8)
+    x[:, side // 2, 6:35] = 255
+    out = apply(x, 3, **config)[..., 0].clamp(min=0)
+    rows, columns = torch.meshgrid(torch.arange(side) - side // 2, torch.arange(side) - side // 2, indexing="ij")
+    mass = out.sum((1, 2))
+    mean_row, mean_column = (out * rows).sum((1, 2)) / mass, (out * columns).sum((1, 2)) / mass
+    covariance = (out * rows * columns).sum((1, 2)) / mass - mean_row * mean_column
+    spread = (out * columns * columns).sum((1, 2)) / mass - mean_column**2
+    angle = torch.rad2deg(torch.atan(covariance / spread)).abs()
+    if largest is not None:
+        assert 0.8 * largest < angle.max() < largest + 1
+    limit = config.get("translate", 0) * side
+    assert mean_row.abs().max() < limit + 0.7
+    assert mean_column.abs().max() < limit + 0.7
+    if limit:
+        assert mean_row.abs().max() > 0.8 * limit
+    if "scale" in config:
+        width = spread.sqrt()
+        assert 1.1 < width.max() / width.median() < 1.3
+        assert 0.75 < width.min() / width.median() < 0.9
+
+
+def test_shear_slants_a_vertical_bar() -> None:
+    """A shear of up to 20 degrees slants a vertical bar by up to that, and leaves a horizontal one level."""
+    side = 41
+    x = torch.zeros(300, side, side, 1, dtype=torch.uint8)
+    x[:, 10:31, side // 2] = 255
+    out = apply(x, 3, shear_deg=20)[..., 0].clamp(min=0)
+    rows, columns = torch.meshgrid(torch.arange(side) - side // 2, torch.arange(side) - side // 2, indexing="ij")
+    slope = torch.rad2deg(torch.atan((out * rows * columns).sum((1, 2)) / (out * rows * rows).sum((1, 2)))).abs()
+    assert 16 < slope.max() < 21
+
+
+def test_brightness_scales_whole_images() -> None:
+    """Levels are multiplied by one factor per image within 1 +- b, and never leave 0..255."""
+    x = torch.full((400, 4, 4, 1), 100, dtype=torch.uint8)
+    out = apply(x, brightness=0.3)
+    assert (out.flatten(1).max(1).values - out.flatten(1).min(1).values).max() < 1e-3
+    assert 70 <= out.min() < 75
+    assert 125 < out.max() <= 130.01
+    assert apply(torch.full_like(x, 250), brightness=0.3).max() <= 255.01
+
+
+def test_cutout_blanks_one_square_per_image() -> None:
+    """A square of the side, clipped at the border, becomes the mean level; its place differs between images."""
+    x = torch.full((200, 12, 12, 1), 255, dtype=torch.uint8)
+    blank = (apply(x, cutout=6)[..., 0] - MEAN).abs() < 1e-3
+    sizes = set()
+    for mask in blank:
+        rows, columns = mask.any(1).nonzero().flatten(), mask.any(0).nonzero().flatten()
+        assert int(mask.sum()) == len(rows) * len(columns)
+        assert 3 <= len(rows) <= 6
+        assert 3 <= len(columns) <= 6
+        sizes.add((int(rows[0]), int(columns[0])))
+    assert len(sizes) > 20
+    assert blank.flatten(1).sum(1).max() == 36
