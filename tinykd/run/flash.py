@@ -16,7 +16,7 @@ from tinykd.errors import ConfigError, DeviceError
 from tinykd.run.transport.firmware import read_firmware
 
 IMAGE_FILE = "firmware.bin"
-# A drive with both files is the one that an ST-LINK/V2-1 or a DAPLink probe shows (UM1974, section on USB mass storage).
+# A drive with both files is one that an ST-LINK/V2-1 or a DAPLink probe shows (UM1974, section on USB mass storage).
 _DRIVE_FILES = ("DETAILS.TXT", "MBED.HTM")
 _FAILURE_FILE = "FAIL.TXT"
 _OPENOCD_TARGETS = {"stm32f4": "target/stm32f4x.cfg", "stm32f7": "target/stm32f7x.cfg"}
@@ -83,7 +83,7 @@ def copy_to_drive(image: bytes, drive: Path) -> None:
 
 
 def openocd_command(elf: Path, board: Board) -> list[str] | None:
-    """Return the OpenOCD call that programs, verifies and starts a board; None when OpenOCD or the family is unknown."""
+    """Return the OpenOCD call that programs, verifies and starts a board; None: OpenOCD or family unknown."""
     program = shutil.which("openocd")
     target = _OPENOCD_TARGETS.get(board.hal)
     if program is None or target is None:

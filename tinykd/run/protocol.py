@@ -225,7 +225,8 @@ class Info:
         numbers = _unpack(cls._LAYOUT, payload, exact=False)
         model, offset = _unpack_str(payload, cls._LAYOUT.size)
         version, _ = _unpack_str(payload, offset)
-        return cls(*numbers, model=model, firmware_version=version)
+        names = ("input_bytes", "output_bytes", "arena_bytes", "num_ops", "clock_hz", "inferences", "discarded_bytes")
+        return cls(**dict(zip(names, numbers, strict=True)), model=model, firmware_version=version)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

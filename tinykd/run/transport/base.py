@@ -42,12 +42,14 @@ class Transport(Protocol):
         name: for people: "unicorn", "/dev/ttyACM0".
         counter_unit: whether the device's cycle counter counts core cycles ("cycles"), retired instructions
             ("instructions") or nothing ("none").
-        counter: counts instructions, on emulators that can; else None.
     """
 
     name: str
     counter_unit: Literal["cycles", "instructions", "none"]
-    counter: InstructionCounter | None
+
+    @property
+    def counter(self) -> InstructionCounter | None:
+        """Counts instructions, on emulators that can; else None."""
 
     def write(self, data: bytes) -> None:
         """Send bytes to the device, all of them."""
