@@ -97,13 +97,14 @@ def test_every_module_says_what_it_is(path: Path) -> None:
     assert text and len(text.splitlines()[0]) > 20
 
 
-def test_no_bare_except_and_no_print() -> None:
-    """Nothing is swallowed by a bare `except:`, and messages go through the command line."""
+def test_no_bare_except_and_no_print_on_stdout() -> None:
+    """Nothing is swallowed by a bare `except:`, and stdout is for results."""
     found = []
     for path in MODULES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ExceptHandler) and node.type is None:
                 found.append(f"{name_of(path)}:{node.lineno} except:")
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print":
+            is_print = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+            if is_print and not any(keyword.arg == "file" for keyword in node.keywords):
                 found.append(f"{name_of(path)}:{node.lineno} print()")
     assert found == []

@@ -413,7 +413,9 @@ def parity(bench: dict[str, Any]) -> Fact | None:
     if equal is None or samples is None:
         return None
     if equal:
-        return Fact("bit-exact", f"{samples:,} of {samples:,}", "device outputs equal the host's, bit for bit", "ok")
+        host = {"tflite-micro": "TFLite Micro's", "numpy-reference": "the NumPy reference's"}
+        note = f"device outputs equal {host.get(str(bench.get('host')), 'those')} on the host, bit for bit"
+        return Fact("bit-exact", f"{samples:,} of {samples:,}", note, "ok")
     different = bench.get("samples_different")
     value = f"{different:,} of {samples:,} differ" if different is not None else "some differ"
     return Fact("not bit-exact", value, "tinykd verify shows the first layer that differs from TFLite Micro", "bad")
