@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -180,9 +181,10 @@ def _dataset_inputs(target: Target, shape: tuple[int, ...], options: BenchOption
 
 def _read_data(path: Path, shape: tuple[int, ...], samples: int | None) -> Inputs:
     try:
-        loaded = np.load(path, allow_pickle=False)
-        arrays = {name: loaded[name] for name in loaded.files} if hasattr(loaded, "files") else {"inputs": loaded}
-    except (OSError, ValueError, EOFError) as error:
+        with path.open("rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            arrays = {name: loaded[name] for name in loaded.files} if hasattr(loaded, "files") else {"inputs": loaded}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ConfigError(f"--data {path} cannot be read as .npy or .npz: {error}") from error
     x = next((arrays[name] for name in _ARRAY_NAMES if name in arrays), None)
     if x is None:
