@@ -44,7 +44,7 @@ class Target:
         """Read the `.tflite`; see `tinykd.formats.tflite.read` for the errors."""
         from tinykd.formats import tflite
 
-        return tflite.read(self.model)
+        return tflite.read(self.model, self.name)
 
     def board_folder(self, board: str, stage: str) -> Path:
         """Return the folder of a stage that depends on the board: "plan", "build" or "bench"."""

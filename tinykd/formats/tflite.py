@@ -25,8 +25,12 @@ from tinykd.ir import DTYPES, Graph, Op, Quant, Tensor, same_padding, verify
 MAX_TENSOR_BYTES = 1 << 28
 
 
-def read(path: Path | str) -> Graph:
+def read(path: Path | str, name: str = "") -> Graph:
     """Read a `.tflite` file.
+
+    Args:
+        path: the file.
+        name: the graph's name; "" takes the file's.
 
     Raises:
         ConfigError: the file cannot be opened.
@@ -38,7 +42,7 @@ def read(path: Path | str) -> Graph:
         data = path.read_bytes()
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
-    return read_bytes(data, name=path.stem)
+    return read_bytes(data, name or path.stem)
 
 
 def read_bytes(data: bytes, name: str = "model") -> Graph:
