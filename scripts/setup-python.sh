@@ -48,8 +48,8 @@ started=$SECONDS
 # shellcheck disable=SC2086
 if ! "$VENV/bin/python" -m pip install --disable-pip-version-check --progress-bar off ${PIP_ARGS:-} \
     -c constraints.txt -e '.[all,dev]' 2>&1 | tee "$VENV/setup.log" |
-    { grep --line-buffered -oE '(Downloading|Processing|Installing collected|Building) .*' || true; } |
-    { grep --line-buffered -E '\([0-9.]+ (MB|GB)\)|torch|^Installing|^Building' || true; } |
+    { grep --line-buffered -oE '(Downloading|Processing|Installing collected) .*' || true; } |
+    { grep --line-buffered -E '\([0-9.]+ (MB|GB)\)|torch-|^Installing' || true; } |
     cut -c 1-100 | sed -u 's/^/       /'; then
     tail -n 25 "$VENV/setup.log" >&2
     fail "pip could not install the packages: see above and $VENV/setup.log"

@@ -11,13 +11,13 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
 say "building"
-"$VENV/bin/python" -m build --wheel --outdir "$work/dist" . >"$work/build.log" 2>&1 || { cat "$work/build.log"; exit 1; }
+"$VENV/bin/python" -m build --wheel --no-isolation --outdir "$work/dist" . >"$work/build.log" 2>&1 || { cat "$work/build.log"; exit 1; }
 wheel=$(ls "$work"/dist/tinykd-*.whl)
 "$VENV/bin/python" scripts/check_wheel.py "$wheel"
 
 say "installing $(basename "$wheel") into a fresh environment, base dependencies only"
 "$VENV/bin/python" -m venv "$work/venv"
-"$work/venv/bin/pip" install --quiet --disable-pip-version-check -c constraints.txt "$wheel"
+"$work/venv/bin/pip" install -qq --disable-pip-version-check -c constraints.txt "$wheel"
 
 cd "$work"
 tinykd() { "$work/venv/bin/tinykd" "$@"; }
@@ -25,6 +25,11 @@ tinykd --version
 tinykd list boards
 "$work/venv/bin/python" "$root/scripts/make_tiny_model.py" tiny.tflite
 tinykd plan tiny.tflite --board nucleo-f746
+if command -v arm-none-eabi-gcc >/dev/null; then
+    tinykd build tiny.tflite --board nucleo-f746 --builder gcc
+else
+    say "skipped building firmware from the wheel: arm-none-eabi-gcc is missing"
+fi
 tinykd doctor --json >doctor.json
 "$work/venv/bin/python" - <<'CHECK'
 import json, sys
