@@ -1,4 +1,4 @@
-"""Compiles a generated model with the host's compiler into a shared library and runs it op by op through ctypes."""
+"""Compiles a generated model with the host's compiler and runs it: op by op through ctypes, or whole under sanitizers."""
 
 from __future__ import annotations
 
@@ -15,19 +15,38 @@ from tinykd.plan import plan_graph
 from tinykd.resources import find_resource
 
 HOST_COMPILER = shutil.which("gcc") or shutil.which("clang") or shutil.which("cc")
-WARNINGS = ["-std=c11", "-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Werror"]
+FLAGS = ["-std=c11", "-O1", "-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Werror"]
+
+_MAIN = """
+#include <stdio.h>
+#include "tk_model.h"
+int main(void)
+{
+    while (fread(tk_model_input(), 1, tk_model_info.input_bytes, stdin) == tk_model_info.input_bytes) {
+        for (uint32_t op = 0; op < tk_model_info.num_ops; op++) {
+            tk_model_run_op(op);
+        }
+        fwrite(tk_model_output(), 1, tk_model_info.output_bytes, stdout);
+    }
+    return 0;
+}
+"""
 
 
 class HostModel:
-    """A generated model on the host: the same C that a board gets."""
+    """A generated model on the host: the same C that a board gets.
 
-    def __init__(self, graph: Graph, folder: Path, flags: tuple[str, ...] = ("-O1",), plan: MemoryPlan | None = None):
+    Args:
+        kernels: the kernel library to use; None takes the firmware's.
+    """
+
+    def __init__(self, graph: Graph, folder: Path, kernels: Path | None = None, plan: MemoryPlan | None = None) -> None:
         self.graph = graph
         self.plan = plan or plan_graph(graph)
         self.generated = generate(graph, self.plan, "00" * 32)
-        sources = write_sources(self.generated.files, folder)
+        sources = _write_sources(self.generated.files, folder, kernels)
         library = folder / "model.so"
-        subprocess.run([str(HOST_COMPILER), *WARNINGS, *flags, "-shared", "-fPIC", *sources, "-o", str(library)], check=True)
+        _compile([*FLAGS, "-shared", "-fPIC", *sources, "-o", str(library)])
         self.library = ctypes.CDLL(str(library))
         self.library.tk_model_input.restype = ctypes.c_void_p
         self.library.tk_model_arena.restype = ctypes.c_void_p
@@ -51,12 +70,30 @@ class HostModel:
         return np.frombuffer(ctypes.string_at(address, tensor.num_bytes), np.int8).reshape(tensor.shape)
 
 
-def write_sources(files: dict[str, str], folder: Path) -> list[str]:
+def run_sanitized(graph: Graph, x: np.ndarray, folder: Path) -> np.ndarray:
+    """Return the model's outputs (N, elements), computed by a program under AddressSanitizer and UBSan."""
+    sources = _write_sources(generate(graph, plan_graph(graph), "00" * 32).files, folder, None)
+    (folder / "main.c").write_text(_MAIN)
+    program = folder / "model"
+    sanitizers = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    _compile([*FLAGS, *sanitizers, *sources, str(folder / "main.c"), "-o", str(program)])
+    done = subprocess.run([program], input=np.ascontiguousarray(x, np.int8).tobytes(), capture_output=True)
+    assert done.returncode == 0, done.stderr.decode(errors="replace")[:2000]
+    return np.frombuffer(done.stdout, np.int8).reshape(len(x), -1)
+
+
+def _compile(arguments: list[str]) -> None:
+    done = subprocess.run([str(HOST_COMPILER), *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[:3000]
+
+
+def _write_sources(files: dict[str, str], folder: Path, kernels: Path | None) -> list[str]:
     """Write generated files and a stand-in for tk_board.h; return include flags and C files for a compiler."""
+    folder.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         (folder / name).write_text(text)
     (folder / "tk_board.h").write_text('#define TK_BOARD_NAME "host"\n')
     firmware = find_resource("firmware")
-    kernels = firmware / "lib" / "tk_kernels"
+    kernels = kernels or firmware / "lib" / "tk_kernels"
     includes = [f"-I{path}" for path in (folder, firmware / "include", kernels / "include")]
     return [*includes, *map(str, sorted(kernels.glob("src/*.c"))), *map(str, sorted(folder.glob("tk_*.c")))]

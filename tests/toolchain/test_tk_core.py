@@ -153,6 +153,8 @@ def test_an_input_must_be_loaded_again_before_the_next_inference(transport):
     session.infer(bytes(INPUT_BYTES), OUTPUT_BYTES)
     with pytest.raises(DeviceRefusedError, match="OUT_OF_ORDER"):
         session.invoke()
+    with pytest.raises(DeviceRefusedError, match="OUT_OF_ORDER, detail 0"):
+        session._must(Type.LOAD, protocol.pack_load(INPUT_BYTES, b"x"), 4)
 
 
 def exchange(transport: PipeTransport, *frames: Frame) -> list[Frame]:
@@ -188,6 +190,21 @@ def test_a_sequence_number_is_used_once(transport):
     assert protocol.Invoked.unpack(answers[4].payload).inferences == 1
     assert protocol.Refusal.unpack(answers[5].payload).code == ErrorCode.BAD_SEQUENCE
     assert protocol.Identity.unpack(answers[6].payload).nonce == 2
+
+
+@pytest.mark.parametrize("length", [200, 1024, 1025, 0xFFFF])
+def test_a_damaged_length_delays_nothing(transport, length):
+    """A header that promises bytes which never come, or too many, is dropped at once: the next request is answered."""
+    session = Session(transport)
+    session.hello()
+    sound = Frame(Type.ECHO, 1, bytes(length))
+    damaged = bytearray(Frame(Type.ECHO, 1, b"x").encode())
+    damaged[6:8] = length.to_bytes(2, "little")
+    transport.write(bytes(damaged))
+    if length > 1024:
+        transport.write(sound.encode()[: protocol.HEADER_BYTES])
+    assert session.echo(b"next") == b"next"
+    assert session.repeats == 0
 
 
 def test_a_later_protocol_version_is_refused(transport):
