@@ -184,7 +184,9 @@ def collect_records(
 
 def _board_names(folder: Path, board: str | None) -> list[str]:
     places = folder / "boards"
-    found = sorted(path.name for path in places.iterdir() if path.is_dir() and not path.name.startswith(".")) if places.is_dir() else []
+    # A dot begins the name of what a writer is still working on.
+    folders = places.iterdir() if places.is_dir() else []
+    found = sorted(path.name for path in folders if path.is_dir() and not path.name.startswith("."))
     if board is None:
         return found
     if board not in found:
