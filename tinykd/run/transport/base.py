@@ -10,6 +10,8 @@ from typing import Literal, Protocol
 class InstructionCounts:
     """Retired instructions of one inference, exact.
 
+    An instruction whose IT condition fails is counted: the core issues it, and other emulators count it too.
+
     Attributes:
         total: from the first instruction of `tk_server_invoke` to its return, both included.
         per_op: by op of the generated sequence, with everything that the op calls.
