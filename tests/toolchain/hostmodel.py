@@ -1,10 +1,13 @@
-"""Compiles a generated model with the host's compiler and runs it: op by op through ctypes, or whole under sanitizers."""
+"""Compiles generated C with the host's compiler and runs it: op by op through ctypes, or whole under sanitizers."""
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import shutil
 import subprocess
+import tempfile
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +18,7 @@ from tinykd.plan import plan_graph
 from tinykd.resources import find_resource
 
 HOST_COMPILER = shutil.which("gcc") or shutil.which("clang") or shutil.which("cc")
+_KERNELS = find_resource("firmware") / "lib" / "tk_kernels"
 FLAGS = ["-std=c11", "-O1", "-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Werror"]
 
 _MAIN = """
@@ -40,13 +44,14 @@ class HostModel:
         kernels: the kernel library to use; None takes the firmware's.
     """
 
-    def __init__(self, graph: Graph, folder: Path, kernels: Path | None = None, plan: MemoryPlan | None = None) -> None:
+    def __init__(self, graph: Graph, folder: Path, kernels: Path | None = None, plan: MemoryPlan | None = None):
         self.graph = graph
         self.plan = plan or plan_graph(graph)
         self.generated = generate(graph, self.plan, "00" * 32)
-        sources = _write_sources(self.generated.files, folder, kernels)
+        sources = _write_sources(self.generated.files, folder)
         library = folder / "model.so"
-        _compile([*FLAGS, "-shared", "-fPIC", *sources, "-o", str(library)])
+        kernels = kernels or _KERNELS
+        _compile([*FLAGS, "-shared", "-fPIC", *sources, *_kernel_objects(kernels, ("-fPIC",)), "-o", str(library)])
         self.library = ctypes.CDLL(str(library))
         self.library.tk_model_input.restype = ctypes.c_void_p
         self.library.tk_model_arena.restype = ctypes.c_void_p
@@ -72,11 +77,12 @@ class HostModel:
 
 def run_sanitized(graph: Graph, x: np.ndarray, folder: Path) -> np.ndarray:
     """Return the model's outputs (N, elements), computed by a program under AddressSanitizer and UBSan."""
-    sources = _write_sources(generate(graph, plan_graph(graph), "00" * 32).files, folder, None)
+    sources = _write_sources(generate(graph, plan_graph(graph), "00" * 32).files, folder)
     (folder / "main.c").write_text(_MAIN)
     program = folder / "model"
-    sanitizers = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    _compile([*FLAGS, *sanitizers, *sources, str(folder / "main.c"), "-o", str(program)])
+    sanitizers = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+    objects = _kernel_objects(_KERNELS, sanitizers)
+    _compile([*FLAGS, *sanitizers, *sources, str(folder / "main.c"), *objects, "-o", str(program)])
     done = subprocess.run([program], input=np.ascontiguousarray(x, np.int8).tobytes(), capture_output=True)
     assert done.returncode == 0, done.stderr.decode(errors="replace")[:2000]
     return np.frombuffer(done.stdout, np.int8).reshape(len(x), -1)
@@ -87,13 +93,23 @@ def _compile(arguments: list[str]) -> None:
     assert done.returncode == 0, done.stderr[:3000]
 
 
-def _write_sources(files: dict[str, str], folder: Path, kernels: Path | None) -> list[str]:
+def _write_sources(files: dict[str, str], folder: Path) -> list[str]:
     """Write generated files and a stand-in for tk_board.h; return include flags and C files for a compiler."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         (folder / name).write_text(text)
     (folder / "tk_board.h").write_text('#define TK_BOARD_NAME "host"\n')
-    firmware = find_resource("firmware")
-    kernels = kernels or firmware / "lib" / "tk_kernels"
-    includes = [f"-I{path}" for path in (folder, firmware / "include", kernels / "include")]
-    return [*includes, *map(str, sorted(kernels.glob("src/*.c"))), *map(str, sorted(folder.glob("tk_*.c")))]
+    includes = [f"-I{path}" for path in (folder, find_resource("firmware") / "include", _KERNELS / "include")]
+    return [*includes, *map(str, sorted(folder.glob("tk_*.c")))]
+
+
+@cache
+def _kernel_objects(kernels: Path, flags: tuple[str, ...]) -> tuple[str, ...]:
+    """Compile the kernels once for all tests; return the object files."""
+    folder = Path(tempfile.mkdtemp(prefix="tinykd-kernels-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    objects = []
+    for source in sorted(kernels.glob("src/*.c")):
+        objects.append(str(folder / f"{source.stem}.o"))
+        _compile([*FLAGS, *flags, f"-I{kernels / 'include'}", "-c", str(source), "-o", objects[-1]])
+    return tuple(objects)

@@ -1,4 +1,4 @@
-"""Building: from an int8 graph and its memory plan to the firmware of one board, with its sizes and its stack proven."""
+"""Building: from an int8 graph and its memory plan to the firmware of one board, its sizes read, its stack proven."""
 
 from __future__ import annotations
 
@@ -182,7 +182,9 @@ def build(
             compiled, stack = _compile_and_prove(board, model, project_folder, Path(temporary), builder)
             shutil.copyfile(compiled.elf, draft.path(ELF_FILE))
             shutil.copyfile(compiled.map_file, draft.path(MAP_FILE))
-        result = _result(out_dir, board, model, read_sizes(draft.path(ELF_FILE)), stack, engine, model_sha256, builder, compiler)
+        result = _result(
+            out_dir, board, model, read_sizes(draft.path(ELF_FILE)), stack, engine, model_sha256, builder, compiler
+        )
         _check_result(result, plan, board)
         write_json(draft.path(JSON_FILE), result._record())
         draft.results.update(result._record())
@@ -272,7 +274,9 @@ def _result(
 
 def _check_result(result: BuildResult, plan: MemoryPlan, board: Board) -> None:
     if result.arena_bytes != max(plan.arena_bytes, 1):
-        raise InternalError(f"the arena has {result.arena_bytes} B in the ELF file but {plan.arena_bytes} B in the plan")
+        raise InternalError(
+            f"the arena has {result.arena_bytes} B in the ELF file but {plan.arena_bytes} B in the plan"
+        )
     if not result.fits:
         raise DoesNotFitError(
             f"build: the firmware needs {result.sram_total_bytes} B of SRAM and {result.flash_bytes} B of flash, but "

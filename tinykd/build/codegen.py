@@ -1,4 +1,4 @@
-"""C ahead of time: turns an int8 graph and its memory plan into the files that implement `firmware/include/tk_model.h`."""
+"""C ahead of time: turns an int8 graph and its memory plan into an implementation of `firmware/include/tk_model.h`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 import tinykd
-from tinykd.kernels import Call, select
 from tinykd.errors import UnsupportedModelError
 from tinykd.ir import Graph, MemoryPlan, Op, op_macs
+from tinykd.kernels import Call, select
 
 NAME_CHARACTERS = 31
 _C_TYPES = {"int8": "int8_t", "int32": "int32_t"}
@@ -234,7 +234,7 @@ def _model_source(
         "        " + ", ".join(f"0x{byte:02x}" for byte in digest[start : start + 16]) + "," for start in (0, 16)
     )
     parts.append(
-        "/* A switch rather than a table of pointers: every call can be seen, which makes the stack bound provable. */\n"
+        "/* A switch, not a table of pointers: every call can be seen, which makes the stack bound provable. */\n"
         "void tk_model_run_op(uint32_t op)\n"
         f"{{\n    switch (op) {{\n{cases}    default: break;\n    }}\n}}\n"
     )

@@ -81,7 +81,7 @@ def machine_flags(board: Board) -> list[str]:
 
 
 def ini_flags(project: Project, option: str) -> list[str]:
-    """Return the flags that platformio.ini lists under [tinykd] `option`, with $PROJECT_DIR and $BUILD_DIR unexpanded."""
+    """Return the flags in platformio.ini under [tinykd] `option`; $PROJECT_DIR and $BUILD_DIR stand unexpanded."""
     parser = configparser.ConfigParser(interpolation=None)
     parser.read_string(project.files["platformio.ini"].decode())
     return parser["tinykd"][option].split()

@@ -80,7 +80,7 @@ def bound(graph: CallGraph) -> StackBound:
     """Return the worst case of the firmware.
 
     Raises:
-        InternalError: recursion, a call through a pointer, or a library function of unknown depth: then there is no bound.
+        InternalError: recursion, a call through a pointer, or a library function of unknown depth.
     """
     main = _deepest(graph, ENTRY)
     fault = _deepest(graph, FAULT)

@@ -1,4 +1,4 @@
-"""Drives the compiler over a firmware project: through PlatformIO where it is installed, else directly with the same flags."""
+"""Drives the compiler over a firmware project: through PlatformIO where it is installed, else with the same flags."""
 
 from __future__ import annotations
 
@@ -64,7 +64,9 @@ def choose_builder(wanted: str | None) -> str:
     """
     wanted = wanted or "auto"
     if wanted not in BUILDERS:
-        raise ConfigError(f"unknown builder '{wanted}'.{nearest(wanted, BUILDERS)}", f"Builders: {', '.join(BUILDERS)}.")
+        raise ConfigError(
+            f"unknown builder '{wanted}'.{nearest(wanted, BUILDERS)}", f"Builders: {', '.join(BUILDERS)}."
+        )
     if wanted == "auto":
         return "pio" if platformio_version() else "gcc"
     if wanted == "pio" and platformio_version() is None:
@@ -81,8 +83,8 @@ def compile_project(project: Project, folder: Path, work: Path, builder: str) ->
     Args:
         project: what to build.
         folder: where its files stand already.
-        work: a folder for objects, outside `folder`; empty, or from the same project with another memory script, in which
-            case only the link is repeated.
+        work: a folder for objects, outside `folder`; empty, or from the same project with another memory script:
+            then only the link is repeated.
         builder: "pio" or "gcc".
 
     Raises:
@@ -226,7 +228,9 @@ def _provide_scons(core: Path) -> None:
     version = ".".join((numbers + ["0", "0", "0"])[:3])
     spec = importlib.util.find_spec("SCons")
     if spec is None or spec.origin is None:
-        raise ToolchainError("the Python package SCons is not installed", 'Install it with: pip install "tinykd[build]".')
+        raise ToolchainError(
+            "the Python package SCons is not installed", 'Install it with: pip install "tinykd[build]".'
+        )
     site = str(Path(spec.origin).resolve().parent.parent)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "scons.py").write_text(

@@ -1,7 +1,7 @@
 """Predicts what the firmware of a model takes on a board, before anything is compiled.
 
-The arena and the model's constants are exact. The code comes from `footprint.toml`, which was measured with the compiler
-that it names; a test holds the prediction within 2 % of what a build takes.
+The arena and the model's constants are exact. The code comes from `footprint.toml`, which was measured with the
+compiler that it names; a test holds the prediction within 2 % of what a build takes.
 """
 
 from __future__ import annotations
