@@ -44,6 +44,17 @@ def test_without_changes_it_only_normalises() -> None:
     assert torch.equal(rng.get_state(), generator().get_state())
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("config", [{}, {"crop_padding": 2, "flip": True}, {"rotate_deg": 9}, {"cutout": 3}])
+def test_output_is_row_major(channels: int, config: dict[str, float]) -> None:
+    """Strides are those of a fresh NCHW tensor, also with one channel, where channels_last strides would pass too."""
+    augment = Augment(AugmentConfig.model_validate(config), MEAN, STD)
+    x = images(channels=channels)
+    expected = torch.empty(16, channels, 12, 12).stride()
+    assert augment(x, generator()).stride() == expected
+    assert augment.normalise(x).stride() == expected
+
+
 @pytest.mark.parametrize(
     "config",
     [

@@ -57,7 +57,7 @@ def test_weights_load_from_every_form(form: str, tmp_path: Path) -> None:
 def test_misfitting_weights_are_refused_in_full(tmp_path: Path) -> None:
     """Missing, unknown and misshapen tensors are all named, and the model keeps its own weights."""
     model = build_model("resnet20", 10, 32)
-    before = model.conv1.weight.clone()
+    before = model.state_dict()["conv1.weight"].clone()
     state = dict(model.state_dict())
     state["linear.weight"] = torch.zeros(100, 64)
     state["extra"] = state.pop("bn1.weight")
@@ -66,7 +66,7 @@ def test_misfitting_weights_are_refused_in_full(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"1 missing \(bn1.weight\); 1 unknown \(extra\); 1 of another shape") as caught:
         load_weights(model, tmp_path / "w.pt")
     assert "(100, 64) instead of (10, 64)" in caught.value.message
-    assert torch.equal(model.conv1.weight, before)
+    assert torch.equal(model.state_dict()["conv1.weight"], before)
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage" * 100, b"\x80\x02cos\nsystem\n(S'true'\ntR."])

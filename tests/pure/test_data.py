@@ -11,6 +11,7 @@ import pickle
 import tarfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -243,17 +244,17 @@ def test_truncated_idx_files_are_refused(cut: int, packed: bool) -> None:
             read_idx(path)
 
 
-def cifar_arrays(num_classes: int) -> dict[str, npt.NDArray[np.generic]]:
+def cifar_arrays(num_classes: int) -> dict[str, npt.NDArray[Any]]:
     """Return random images and labels in the shape of CIFAR."""
     generator = np.random.default_rng(7)
-    arrays: dict[str, npt.NDArray[np.generic]] = {"classes": np.array([f"class{i}" for i in range(num_classes)])}
+    arrays: dict[str, npt.NDArray[Any]] = {"classes": np.array([f"class{i}" for i in range(num_classes)])}
     for split, count in (("train", 2 * num_classes * 5), ("test", 2 * num_classes)):
         arrays[f"x_{split}"] = generator.integers(0, 256, (count, 32, 32, 3)).astype(np.uint8)
         arrays[f"y_{split}"] = np.arange(count) % num_classes
     return arrays
 
 
-def cifar_files(arrays: dict[str, npt.NDArray[np.generic]], name: str, form: str) -> dict[str, bytes]:
+def cifar_files(arrays: dict[str, npt.NDArray[Any]], name: str, form: str) -> dict[str, bytes]:
     """The official files of a synthetic CIFAR: path in the archive -> content."""
     fine = name == "cifar100"
     train_parts = ["train"] if fine else [f"data_batch_{i}" for i in range(1, 6)]
@@ -285,7 +286,7 @@ def cifar_files(arrays: dict[str, npt.NDArray[np.generic]], name: str, form: str
     return {f"{folders[name, form]}/{file}": content for file, content in files.items()}
 
 
-def check_cifar(dataset: Dataset, arrays: dict[str, npt.NDArray[np.generic]]) -> None:
+def check_cifar(dataset: Dataset, arrays: dict[str, npt.NDArray[Any]]) -> None:
     """Assert that the data set holds exactly these arrays."""
     assert np.array_equal(dataset.test.images, arrays["x_test"])
     assert np.array_equal(dataset.test.labels, arrays["y_test"])
@@ -337,7 +338,7 @@ def test_cifar_reads_mosaic_archives(tmp_path: Path) -> None:
     if not features.check("webp"):
         pytest.skip("this Pillow has no WebP")
     arrays = cifar_arrays(10)
-    stored: dict[str, npt.NDArray[np.generic]] = {"classes": arrays["classes"]}
+    stored: dict[str, npt.NDArray[Any]] = {"classes": arrays["classes"]}
     for split in ("train", "test"):
         images = np.zeros((1000, 32, 32, 3), np.uint8)
         images[: len(arrays[f"x_{split}"])] = arrays[f"x_{split}"]
@@ -346,7 +347,7 @@ def test_cifar_reads_mosaic_archives(tmp_path: Path) -> None:
         Image.fromarray(mosaic).save(buffer, "WEBP", lossless=True)
         stored[f"{split}_000"] = np.frombuffer(buffer.getvalue(), np.uint8)
         stored[f"y_{split}"] = arrays[f"y_{split}"].astype(np.uint8)
-    np.savez(tmp_path / "cifar10_compact.npz", **stored)
+    np.savez(tmp_path / "cifar10_compact.npz", allow_pickle=False, **stored)
     check_cifar(load_dataset(DataConfig(name="cifar10", root=str(tmp_path), val_size=0)), arrays)
 
 
@@ -422,7 +423,7 @@ def test_cache_is_rebuilt_when_broken_and_optional(tmp_path: Path, monkeypatch: 
     """A damaged cache file is made again; a cache that cannot be written costs nothing but time."""
     made = []
 
-    def make() -> dict[str, npt.NDArray[np.generic]]:
+    def make() -> dict[str, npt.NDArray[Any]]:
         made.append(1)
         return {"x": np.arange(5)}
 

@@ -20,8 +20,7 @@ def train_with_progress(recipe: Recipe, run_dir: Path, *, resume: bool = True, d
     Raises:
         SystemExit: SIGINT or SIGTERM, after everything was saved; 128 + the signal's number.
     """
-    from tinykd.train import train
-    from tinykd.train.loop import StopRequested
+    from tinykd.train import StopRequested, train
     from tinykd.train.progress import make_progress
 
     progress = make_progress()

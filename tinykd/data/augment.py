@@ -86,5 +86,11 @@ class Augment:
 
 
 def _to_planes(images: torch.Tensor) -> torch.Tensor:
-    """Map uint8 (N, H, W, C) to float32 (N, C, H, W), contiguous: a mere permutation would choose other kernels."""
-    return images.permute(0, 3, 1, 2).contiguous().float()
+    """Map uint8 (N, H, W, C) to float32 (N, C, H, W) in row-major order.
+
+    A permuted view will not do, not even after `.contiguous()`: with one channel its strides also pass for
+    channels_last, and convolutions would then choose the kernels that the training loop avoids on the CPU.
+    """
+    count, height, width, channels = images.shape
+    planes = torch.empty((count, channels, height, width), dtype=torch.float32, device=images.device)
+    return planes.copy_(images.permute(0, 3, 1, 2))

@@ -13,6 +13,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -116,7 +117,7 @@ def digest_files(paths: Iterable[Path]) -> str:
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def read_npz(path: Path) -> dict[str, npt.NDArray[np.generic]]:
+def read_npz(path: Path) -> dict[str, npt.NDArray[Any]]:
     """Return the arrays of an npz file; pickled objects in it are refused.
 
     Raises:
@@ -127,9 +128,7 @@ def read_npz(path: Path) -> dict[str, npt.NDArray[np.generic]]:
         return {name: stored[name] for name in stored.files}
 
 
-def cached_arrays(
-    key: str, make: Callable[[], Mapping[str, npt.NDArray[np.generic]]]
-) -> dict[str, npt.NDArray[np.generic]]:
+def cached_arrays(key: str, make: Callable[[], Mapping[str, npt.NDArray[Any]]]) -> dict[str, npt.NDArray[Any]]:
     """Return the arrays that `make` returns, from the cache when they were made before.
 
     `key` must change with everything that the arrays depend on; it is part of the file's name. A cache that cannot be

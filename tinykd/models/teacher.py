@@ -35,6 +35,8 @@ class Teacher(nn.Module):
         std: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
+        self.scale: torch.Tensor
+        self.shift: torch.Tensor
         self.model = model.requires_grad_(False)
         self.own_normalisation = mean is not None and std is not None
         if mean is not None and std is not None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from tinykd.train.stop import StopRequested
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,6 +24,9 @@ def train(
     device: str | None = None,
 ) -> Manifest:
     """Train what the recipe says into `run_dir/train` and return its manifest; see `tinykd.train.stage.train`."""
+    # Threads that spin while they wait make training ten times slower when another program wants the same cores.
+    # OpenMP reads this once, when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from tinykd.train import stage
 
     return stage.train(recipe, run_dir, resume=resume, progress=progress, device=device)
@@ -31,3 +37,6 @@ def load_student(run_dir: Path) -> tuple[nn.Module, Recipe]:
     from tinykd.models import load
 
     return load.load_student(run_dir)
+
+
+__all__ = ["StopRequested", "load_student", "train"]

@@ -25,8 +25,8 @@ class Ema:
         weight = 1 - min(self.decay, (1 + step) / (10 + step))
         for average, current in zip(self.model.parameters(), model.parameters(), strict=True):
             average.lerp_(current, weight)
-        for average, current in zip(self.model.buffers(), model.buffers(), strict=True):
-            if average.is_floating_point():
-                average.lerp_(current, weight)
+        for buffer, now in zip(self.model.buffers(), model.buffers(), strict=True):
+            if buffer.is_floating_point():
+                buffer.lerp_(now, weight)
             else:
-                average.copy_(current)
+                buffer.copy_(now)

@@ -31,20 +31,10 @@ from tinykd.train.ema import Ema
 from tinykd.train.objective import Objective
 from tinykd.train.progress import Progress
 from tinykd.train.schedule import learning_rate
+from tinykd.train.stop import StopRequested
 
 CHECKPOINT = "checkpoint.safetensors"
 METRICS = "metrics.jsonl"
-
-
-class StopRequested(BaseException):
-    """SIGINT or SIGTERM arrived; the checkpoint is written. Not an Exception, so that no handler swallows it.
-
-    `signal_number` is the signal.
-    """
-
-    def __init__(self, signal_number: int, checkpoint: Path) -> None:
-        super().__init__(f"stopped by {signal.Signals(signal_number).name}; continues from {checkpoint}")
-        self.signal_number = signal_number
 
 
 @dataclass(frozen=True)
@@ -156,8 +146,8 @@ class _Run:
     ) -> None:
         self.config, self.device, self.augment = config, device, augment
         self.checkpoint = folder / CHECKPOINT
-        # channels_last is for the GPU alone: with it, oneDNN's backward pass of strided 1x1 convolutions has given
-        # different bits from run to run on the CPU (torch 2.13), and has crashed.
+        # channels_last is for the GPU alone: with it, the backward pass of strided 1x1 convolutions on the CPU (torch
+        # 2.13) has written outside of its buffers, which shows as different bits from run to run and as crashes.
         self.memory_format = torch.channels_last if device.type == "cuda" else torch.contiguous_format
         self.model = model.to(device, memory_format=self.memory_format).train()  # type: ignore[call-overload]
         self.objective = objective.to(device).train()
@@ -347,8 +337,8 @@ def _stop_signals() -> Iterator[list[int]]:
     try:
         yield received
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        for restored, handler in previous.items():
+            signal.signal(restored, handler)
 
 
 @contextlib.contextmanager
