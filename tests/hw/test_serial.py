@@ -2,10 +2,10 @@
 
 import errno
 import os
-import threading
 from pathlib import Path
 
 import pytest
+from hw.ptyboard import PtyBoard
 
 from tinykd.board import load_board
 from tinykd.errors import DeviceError
@@ -17,42 +17,13 @@ from tinykd.run.transport.fake import FakeDevice
 from tinykd.run.transport.serial import Port, SerialTransport, find_port
 
 pytest.importorskip("serial", reason="needs pyserial")
-pty = pytest.importorskip("pty", reason="needs pseudo-terminals")
+pytest.importorskip("pty", reason="needs pseudo-terminals")
 BOARD = load_board("nucleo-f746")
 
 
 def model(x: bytes) -> bytes:
     """Reverse the first ten bytes."""
     return x[9::-1]
-
-
-class PtyBoard:
-    """A fake device at the other end of a pseudo-terminal."""
-
-    def __init__(self, device: FakeDevice | None) -> None:
-        import tty
-
-        self.device = device
-        self.master, self.slave = pty.openpty()
-        tty.setraw(self.slave)
-        self.path = os.ttyname(self.slave)
-        self._thread = threading.Thread(target=self._serve, daemon=True)
-        self._thread.start()
-
-    def _serve(self) -> None:
-        try:
-            while True:
-                data = os.read(self.master, 4096)
-                if self.device is not None:
-                    self.device.receive(data)
-                    os.write(self.master, self.device.take())
-        except OSError as error:
-            assert error.errno in (errno.EIO, errno.EBADF)
-
-    def unplug(self) -> None:
-        """Make the port vanish."""
-        os.close(self.slave)
-        os.close(self.master)
 
 
 @pytest.fixture

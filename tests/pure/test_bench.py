@@ -79,6 +79,14 @@ def test_a_board_gives_measured_cycles():
     assert result["estimated_cycles"] is None
 
 
+def test_a_cycle_counter_that_stands_still_is_no_measurement():
+    """A board whose cycles are all 0 gives an error instead of a latency of 0."""
+    device = FakeDevice(model, 12, 4, model_sha256=SHA256, op_cycles=(0, 0))
+    arguments = {"model_sha256": SHA256, "ops": OPS, "inputs": X, "reference": X[:, :4]}
+    with pytest.raises(DeviceError, match="cycle counter of 'fake' stands still"):
+        run_bench(Session(FakeTransport(device)), BOARD, **arguments)
+
+
 def test_accuracy_is_of_device_and_host_apart():
     """top1 comes from the device, top1_host from the reference, agree from both."""
     reference = X[:, :4].copy()

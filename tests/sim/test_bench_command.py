@@ -100,6 +100,34 @@ def test_a_device_that_computes_something_else_breaks_parity(model, run, monkeyp
     assert written["first_mismatch"]["sample"] == 1
 
 
+def test_a_board_on_a_serial_port_is_benched(model, run):
+    """--port: the same bench over a terminal that plays a board gives measured cycles, marked as such."""
+    pytest.importorskip("serial", reason="needs pyserial")
+    pytest.importorskip("pty", reason="needs pseudo-terminals")
+    from hw.ptyboard import PtyBoard
+
+    from tinykd.artifact import sha256_file
+    from tinykd.export import reference
+    from tinykd.formats import tflite
+    from tinykd.run.transport.fake import FakeDevice
+
+    graph = tflite.read(model)
+    tensors = graph.tensor(graph.inputs[0]), graph.tensor(graph.outputs[0])
+    num_ops = len(bench(model, run, "--samples", "1")["per_op"])
+
+    def compute(x):
+        return reference.run_output(graph, np.frombuffer(x, np.int8).reshape(tensors[0].shape)).tobytes()
+
+    sizes = (tensor.num_bytes for tensor in tensors)
+    cycles = tuple(1000 + op for op in range(num_ops))
+    board = PtyBoard(FakeDevice(compute, *sizes, op_cycles=cycles, model_sha256=sha256_file(model)))
+    result = bench(model, run, "--port", board.path, "--samples", "3")
+    assert (result["transport"], result["latency_kind"], result["outputs_equal"]) == (board.path, "measured", True)
+    assert result["cycles_per_inference"] == sum(cycles)
+    assert [row["cycles"] for row in result["per_op"]] == list(cycles)
+    assert result["instructions_per_inference"] is None
+
+
 def test_wrong_options_are_refused_before_anything_is_built(model, tmp_path):
     """--sim with --port, an unknown emulator: nothing is written."""
     for arguments in (("--sim", "unicorn", "--port", "auto"), ("--sim", "bochs")):

@@ -94,6 +94,11 @@ def run_bench(
                 profiles.append(_Cost(invoked.cycles, tuple(session.profile(info.num_ops))))
         outputs[index] = np.frombuffer(raw, np.int8)
         on_sample(index + 1)
+    if cycles and not any(cycles):
+        raise DeviceError(
+            f"{session.transport.name}: the cycle counter of '{identity.board}' stands still",
+            "tk_hal_cycles of this board's HAL must count; see firmware/include/tk_hal.h.",
+        )
     result: dict[str, Any] = {
         "board": board.name,
         "transport": session.transport.name,
