@@ -367,6 +367,7 @@ def test_a_third_party_model_has_no_training_section(tmp_path: Path) -> None:
     shutil.copytree(run / "boards", folder / "boards")
     page = page_of(folder, model=model)
     assert "A model that tinykd did not train" in page.text
+    assert "accuracy" not in page.text.split("On nucleo")[0].replace("int8 accuracy, device", "")
     assert "What was trained" not in page.text and "float accuracy" not in page.text
 
 
@@ -466,6 +467,8 @@ def test_numbers_for_people() -> None:
     assert render.percent(None) == render.size(None) == render.thousands(None) == "–"
     assert render.size(0) == "0 B" and render.size(320 * 1024) == "320.0 kB"
     assert render.seconds(125) == "2 min 05 s" and render.seconds(0.04) == "40 ms"
+    assert render.short_source("model/relu;model/bias;model/conv") == "model/relu"
+    assert len(render.short_source("x" * 99)) == 40
     assert render.millions(12_500_000) == "12.50 M" and render.shape((1, 28, 28, 4)) == "28×28×4"
 
 

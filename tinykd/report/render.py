@@ -62,10 +62,17 @@ def render_page(records: RunRecords) -> str:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters.update(
-        thousands=thousands, percent=percent, size=size, seconds=seconds, shape=shape, millions=millions
+        thousands=thousands,
+        percent=percent,
+        size=size,
+        seconds=seconds,
+        shape=shape,
+        millions=millions,
+        short_source=short_source,
     )
     return environment.get_template("page.html.j2").render(
         run=records,
+        target=records.model if records.third_party else records.folder,
         version=tinykd.__version__,
         style=Markup((_FOLDER / "style.css").read_text(encoding="utf-8")),
         headline=headline(records),
@@ -123,6 +130,12 @@ def millions(value: float | None) -> str:
     return f"{value / 1e6:.2f} M" if value >= 1e6 else f"{value / 1e3:.1f} k"
 
 
+def short_source(source: str, limit: int = 40) -> str:
+    """Return the end of a layer's name: converters join the names of all that they fused with semicolons."""
+    first = source.partition(";")[0]
+    return first if len(first) <= limit else f"…{first[1 - limit :]}"
+
+
 def headline(records: RunRecords) -> list[Fact]:
     """Return the model's numbers for the top of the page, each only when a record has it."""
     train, export = records.train.results, records.export.results
@@ -144,6 +157,11 @@ def headline(records: RunRecords) -> list[Fact]:
         facts.append(Fact("parameters", thousands(train["params"]), smaller, "train"))
     if macs is not None:
         facts.append(Fact("MACs per inference", millions(macs), "", "train" if train.get("macs") else "plan"))
+    if records.third_party and records.model is not None:
+        facts.append(Fact("model file", size(records.model.stat().st_size), records.model.name, "model"))
+        for board in records.boards:
+            if (value := board.plan.results.get("arena_bytes")) is not None:
+                facts.append(Fact("arena", size(value), f"on {board.name}", "plan"))
     return facts
 
 
