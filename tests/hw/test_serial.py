@@ -180,3 +180,17 @@ def test_a_real_board_answers():
     assert session.hello().board == board.name
     assert session.echo(bytes(range(256))) == bytes(range(256))
     transport.close()
+
+
+def test_a_terminal_error_counts_as_a_lost_port(board, monkeypatch):
+    """pyserial lets termios.error through when a port vanishes while it waits for the last byte to leave."""
+    termios = pytest.importorskip("termios")
+
+    def fail():
+        raise termios.error(errno.EIO, "Input/output error")
+
+    transport = SerialTransport(board.path, 115200)
+    monkeypatch.setattr(transport._port, "flush", fail)
+    with pytest.raises(DeviceError, match="connection to the board was lost"):
+        transport.write(b"x")
+    transport.close()

@@ -86,7 +86,7 @@ class SerialTransport:
     def __init__(self, path: str, baud: int) -> None:
         self.name = path
         serial = _pyserial()
-        self._errors = (serial.SerialException, OSError)
+        self._errors = (serial.SerialException, OSError, *_terminal_errors())
         try:
             self._port = serial.Serial(path, baud, timeout=0, write_timeout=10, exclusive=True)
         except (*self._errors, ValueError) as error:
@@ -121,6 +121,15 @@ class SerialTransport:
             f"{self.name}: the connection to the board was lost: {error}",
             "Check the cable, then run the command again.",
         )
+
+
+def _terminal_errors() -> tuple[type[Exception], ...]:
+    """What pyserial lets through on POSIX when a port vanishes: termios.error is no OSError."""
+    try:
+        import termios
+    except ImportError:  # Windows
+        return ()
+    return (termios.error,)
 
 
 def _opening_failed(path: str, error: Exception) -> DeviceError:
