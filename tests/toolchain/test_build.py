@@ -19,7 +19,9 @@ import tinykd.build.project
 from tinykd.artifact import read_manifest
 from tinykd.board import list_boards, load_board
 from tinykd.build import build, codegen, make_project, stack
+from tinykd.build.bringup import bringup_project
 from tinykd.build.size import read_sizes
+from tinykd.build.toolchain import compile_project
 from tinykd.errors import (
     ArtifactError,
     ConfigError,
@@ -32,6 +34,7 @@ from tinykd.formats import tflite
 from tinykd.kernels import KERNELS
 from tinykd.plan import plan_graph
 from tinykd.plan.footprint import predict
+from tinykd.resources import find_resource
 
 SHA = "5a" * 32
 needs_arm = pytest.mark.arm_compiler
@@ -372,3 +375,19 @@ def _compare(graph, plan, board, folder):
     assert predicted["stack_bytes"] == pytest.approx(result.stack_bytes_max, rel=0.1), due
     assert predicted["model_bytes"] == pytest.approx(result.model_bytes, abs=16)
     shutil.rmtree(folder)
+
+
+@needs_arm
+@needs_platformio
+def test_the_firmware_folder_is_a_platformio_project(tmp_path):
+    """A checkout's firmware/ with the bring-up files builds for a board although all HALs stand in it."""
+    source = find_resource("firmware")
+    shutil.copytree(source, tmp_path / "firmware", ignore=shutil.ignore_patterns("generated", ".pio"))
+    project = bringup_project("nucleo-f412")
+    for name, data in project.files.items():
+        if name.startswith("generated/"):
+            path = tmp_path / "firmware" / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(data)
+    compiled = compile_project(project, tmp_path / "firmware", tmp_path / "work", "pio")
+    assert read_sizes(compiled.elf).arena_bytes == 32

@@ -59,8 +59,8 @@ def render(rows: Mapping[str, Mapping[str, Any]], compiler: str) -> str:
     lines = [
         "# What the parts of the firmware take, in bytes. Written by `python -m tinykd.build.footprint`; do not edit.",
         "# text, rodata, model (its constants), data, bss (without the arena), stack: of a firmware without ops.",
-        "# kernels: code and constants of each, once; code per op; size of an op's parameter block; the proven stack of",
-        "# a firmware with such ops.",
+        "# kernels: code and constants of each, once; code per op; size of an op's parameter block; the proven",
+        "# stack of a firmware with such ops.",
         "",
         f'compiler = "{compiler}"',
         f'tinykd = "{tinykd.__version__}"',
