@@ -4,8 +4,8 @@
 #include "tk_window.h"
 
 /* One output pixel, any part of whose window may lie in the padding. */
-static void border_pixel(const tk_conv_2d_t *restrict p, const int8_t *restrict x, tk_window_t rows, tk_window_t columns,
-                         int8_t *restrict y)
+static __attribute__((noinline)) void border_pixel(const tk_conv_2d_t *restrict p, const int8_t *restrict x, tk_window_t rows,
+                                                   tk_window_t columns, int8_t *restrict y)
 {
     const int32_t row_weights = p->kernel_w * p->in_c;
     const int32_t filter = p->kernel_h * row_weights;
@@ -40,8 +40,8 @@ static void border_pixel(const tk_conv_2d_t *restrict p, const int8_t *restrict 
 }
 
 /* Two neighbouring output pixels whose windows lie inside the input and whose window rows are contiguous. */
-static void inner_pixels(const tk_conv_2d_t *restrict p, const int8_t *restrict x0, const int8_t *restrict x1,
-                         int8_t *restrict y)
+static __attribute__((noinline)) void inner_pixels(const tk_conv_2d_t *restrict p, const int8_t *restrict x0,
+                                                   const int8_t *restrict x1, int8_t *restrict y)
 {
     const int32_t row_weights = p->kernel_w * p->in_c;
     const int32_t row_inputs = p->in_w * p->in_c * p->dilation_h;
