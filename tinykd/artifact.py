@@ -23,7 +23,16 @@ from tinykd.errors import ArtifactError
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 # The folder cannot be written; any other OSError inside a stage is not about the artefact.
-_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+_CANNOT_WRITE = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+    errno.ENOTDIR,
+)
 
 
 def sha256_file(path: Path) -> str:

@@ -72,3 +72,10 @@ def test_a_full_disk_is_an_error_that_loses_nothing(tmp_path):
         assert [path.name for path in disk.iterdir()] == ["plan"]
     finally:
         subprocess.run(["umount", str(disk)], check=False)
+
+
+def test_a_folder_below_a_file_is_an_error_of_the_users(tmp_path):
+    """An output folder below a plain file is a usage error, not an internal one."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ArtifactError, match="cannot write"):
+        _write(tmp_path / "file" / "plan", "x")
