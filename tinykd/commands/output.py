@@ -14,7 +14,9 @@ out_option = click.option(
     default=None,
     help="Run folder for a model that tinykd did not train [default: runs/<name>].",
 )
-board_option = click.option("--board", required=True, metavar="B", help="Board name (tinykd list boards) or a .toml file.")
+board_option = click.option(
+    "--board", required=True, metavar="B", help="Board name (tinykd list boards) or a .toml file."
+)
 seed_option = click.option("--seed", default=0, show_default=True, help="Seed of the pseudo-random inputs.")
 
 

@@ -24,12 +24,19 @@ def train(
     device: str | None = None,
 ) -> Manifest:
     """Train what the recipe says into `run_dir/train` and return its manifest; see `tinykd.train.stage.train`."""
-    # Threads that spin while they wait make training ten times slower when another program wants the same cores.
-    # OpenMP reads this once, when torch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    wait_passively()
     from tinykd.train import stage
 
     return stage.train(recipe, run_dir, resume=resume, progress=progress, device=device)
+
+
+def wait_passively() -> None:
+    """Let torch's threads sleep while they wait, unless the user has chosen; call it before torch is imported.
+
+    Threads that spin make training ten times slower when another program wants the same cores. OpenMP reads the
+    setting once, when torch is imported.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def load_student(run_dir: Path) -> tuple[nn.Module, Recipe]:
@@ -39,4 +46,4 @@ def load_student(run_dir: Path) -> tuple[nn.Module, Recipe]:
     return load.load_student(run_dir)
 
 
-__all__ = ["StopRequested", "load_student", "train"]
+__all__ = ["StopRequested", "load_student", "train", "wait_passively"]
