@@ -143,12 +143,12 @@ def headline(records: RunRecords) -> list[Fact]:
     if (value := train.get("top1_float")) is not None:
         facts.append(Fact("float accuracy", percent(value), _samples(train.get("num_test")), "train"))
     if (value := export.get("top1_int8")) is not None:
-        facts.append(Fact("int8 accuracy, host", percent(value), _samples(export.get("samples")), "export"))
+        facts.append(Fact("int8 on the host", percent(value), _samples(export.get("samples")), "export"))
     for board in records.boards:
         if (value := board.bench.results.get("top1")) is not None:
             where = board.name if _on_silicon(board) else f"{board.name}, emulated"
             note = f"{where}; {_samples(board.bench.results.get('samples'))}"
-            facts.append(Fact("int8 accuracy, device", percent(value), note, "bench"))
+            facts.append(Fact("int8 on the device", percent(value), note, "bench"))
     if (value := train.get("teacher_top1")) is not None:
         facts.append(Fact("teacher's accuracy", percent(value), str(train.get("teacher_model") or ""), "train"))
     macs = train.get("macs") or next((b.plan.results.get("macs") for b in records.boards if b.plan.results), None)
