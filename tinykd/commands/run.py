@@ -104,9 +104,9 @@ def _require_student_fits(recipe: Recipe, board: Board) -> None:
     Raises:
         DoesNotFitError: as `tinykd plan` would after the training.
     """
-    from tinykd.train import wait_passively
+    from tinykd.train import limit_spinning
 
-    wait_passively()
+    limit_spinning()
     import numpy as np
     import torch
 
