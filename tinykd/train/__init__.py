@@ -31,7 +31,7 @@ def train(
 
 
 def limit_spinning() -> None:
-    """Let torch's threads spin only briefly before they sleep, unless the user has chosen. Call it before importing torch.
+    """Bound how long torch's threads spin before they sleep, unless the user has. Call it before importing torch.
 
     With OpenMP's default they spin for milliseconds at each of the many small operations, which makes training ten
     times slower when another program wants the same cores. Sleeping at once (OMP_WAIT_POLICY=PASSIVE) would halve the
