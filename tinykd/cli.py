@@ -155,7 +155,6 @@ def _fail(verb: str, message: str, next_step: str, exit_code: int, error: BaseEx
 _EXTRAS = {
     "mlxtend": "train",
     "onnx": "train",
-    "onnxruntime": "train",
     "PIL": "train",
     "platformio": "build",
     "SCons": "build",

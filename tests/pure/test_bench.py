@@ -127,7 +127,7 @@ def test_the_wrong_device_is_refused():
 
 def target(tmp_path):
     """A third party's model; nothing reads the file here."""
-    return Target(tmp_path / "model.tflite", tmp_path, exported=False)
+    return Target("model", tmp_path / "model.tflite", tmp_path, exported=False)
 
 
 def test_random_inputs_follow_from_the_seed(tmp_path):

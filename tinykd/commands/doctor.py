@@ -35,7 +35,6 @@ _PACKAGES = {
     "tflite": ("tflite", ""),
     "torch": ("torch", "train"),
     "onnx": ("onnx", "train"),
-    "onnxruntime": ("onnxruntime", "train"),
     "safetensors": ("safetensors", "train"),
     "mlxtend": ("mlxtend", "train"),
     "PIL": ("pillow", "train"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,6 +13,9 @@ from tinykd.artifact import Manifest, draft_artifact, read_manifest
 from tinykd.commands.pipeline import fresh
 from tinykd.commands.target import MODEL_FILE
 from tinykd.errors import ParityError
+
+if TYPE_CHECKING:
+    from tinykd.config import Recipe
 
 FLOAT_ONNX, QDQ_ONNX = "model.float.onnx", "model.qdq.onnx"
 _PARITY_SAMPLES = 4
@@ -56,12 +59,12 @@ def ensure_export(run: Path, *, method: str = "minmax", again: bool = False) -> 
     with draft_artifact(
         folder, "export", inputs=inputs, config=options.__dict__, seed=options.calibration_seed, tools=_tools()
     ) as draft:
-        results = _export(run, recipe.data, options, draft.folder)
+        results = _export(run, recipe, options, draft.folder)
         draft.results.update(results)
     return read_manifest(folder, "export")
 
 
-def _export(run: Path, data: Any, options: ExportOptions, folder: Path) -> dict[str, Any]:
+def _export(run: Path, recipe: Recipe, options: ExportOptions, folder: Path) -> dict[str, Any]:
     from tinykd.data import calibration, load_dataset
     from tinykd.export import convert, float_reference, oracle, parity, reference
     from tinykd.formats import onnx_torch, onnx_writer, tflite_writer
@@ -71,14 +74,14 @@ def _export(run: Path, data: Any, options: ExportOptions, folder: Path) -> dict[
 
     model, _ = load_student(run)
     spec = load_spec(run)
-    dataset = load_dataset(data)
+    dataset = load_dataset(recipe.data)
     float_onnx = onnx_torch.export_torch(model, (spec.in_channels, spec.resolution, spec.resolution))
     (folder / FLOAT_ONNX).write_bytes(float_onnx)
 
     started = time.perf_counter()
     normalization = convert.Normalization(spec.mean_level, spec.std_level)
     images = calibration.calibration_images(dataset, options.calibration_images, options.calibration_seed)
-    float_graph, graph = convert.convert(float_onnx, images, normalization, name=run.name, method=options.method)
+    float_graph, graph = convert.convert(float_onnx, images, normalization, name=recipe.name, method=options.method)
     tflm_plan = plan_for_tflm(graph)
     tflite = tflite_writer.write(graph, tflm_offsets(tflm_plan))
     (folder / MODEL_FILE).write_bytes(tflite)
@@ -96,6 +99,7 @@ def _export(run: Path, data: Any, options: ExportOptions, folder: Path) -> dict[
             "Nothing was written. Please report it with the recipe: this is a bug of tinykd's.",
         )
     return {
+        "name": recipe.name,
         "model_tflite": MODEL_FILE,
         "model_onnx": QDQ_ONNX,
         "model_float_onnx": FLOAT_ONNX,

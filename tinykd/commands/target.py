@@ -23,18 +23,16 @@ class Target:
 
     Attributes:
         model: the `.tflite`.
+        name: for people, file names and the firmware. That of the recipe, not of the folder: the same recipe gives the
+            same C wherever it runs.
         folder: RUN; its stages are `train/`, `export/`, `boards/<board>/{plan,build,bench}/` and `report/`.
         exported: whether tinykd itself exported the model (then RUN knows its data set), or it is a third party's.
     """
 
+    name: str
     model: Path
     folder: Path
     exported: bool
-
-    @property
-    def name(self) -> str:
-        """A short name for people, file names and the firmware."""
-        return self.folder.name if self.exported else self.model.stem
 
     def sha256(self) -> str:
         """Return the SHA-256 of the `.tflite`, 64 hex digits."""
@@ -64,7 +62,7 @@ def resolve_target(path: str | Path, out: str | Path | None = None) -> Target:
     """
     path = Path(path)
     if path.is_file():
-        return Target(path, Path(out) if out else RUNS / _safe(path.stem), exported=False)
+        return Target(path.stem, path, Path(out) if out else RUNS / _safe(path.stem), exported=False)
     folder = path if path.is_dir() else RUNS / path
     if not folder.is_dir():
         known = [run.name for run in RUNS.iterdir() if run.is_dir()] if RUNS.is_dir() else []
@@ -72,8 +70,8 @@ def resolve_target(path: str | Path, out: str | Path | None = None) -> Target:
             f"'{path}' is neither a .tflite file nor a run folder.{nearest(path.name, known)}",
             f"Runs here: {', '.join(sorted(known))}." if known else "There are no runs here yet: tinykd run RECIPE.",
         )
-    read_manifest(folder / "export", "export")
-    return Target(folder / "export" / MODEL_FILE, folder, exported=True)
+    exported = read_manifest(folder / "export", "export")
+    return Target(exported.results["name"], folder / "export" / MODEL_FILE, folder, exported=True)
 
 
 def _safe(name: str) -> str:
