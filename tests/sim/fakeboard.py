@@ -38,7 +38,7 @@ def build_elf(board: Board | str, folder: Path, *flags: str) -> Path:
     (folder / "tk_board.h").write_text(board_header(board))
     (folder / "tk_memory.ld").write_text(memory_script(board, 1024))
     libraries = [root / "lib" / name for name in ("tk_core", "tk_startup", f"tk_hal_{board.hal}")]
-    includes = [root / "include", folder, *(library / "include" for library in libraries)]
+    includes = [root / "include", folder, *sorted((root / "lib").glob("*/include"))]
     sources = [root / "src" / "main.c", FAKE_MODEL, *(path for lib in libraries for path in lib.glob("src/*.c"))]
     elf = folder / "firmware.elf"
     command = [str(COMPILER), *machine_flags(board), "-std=c11", "-O2", "-ffunction-sections", "-Wl,--gc-sections"]
