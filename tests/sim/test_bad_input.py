@@ -3,27 +3,14 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from commandline import tinykd
 from graphs import Builder
 
 from tinykd.formats import tflite_writer
-
-
-def tinykd(cwd, *arguments, **environment):
-    """Run the command line in `cwd` and return (exit code, stdout, stderr)."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tinykd", *map(str, arguments)],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **environment},
-    )
-    return done.returncode, done.stdout, done.stderr
 
 
 def _model(size=8, channels=4) -> bytes:
