@@ -258,7 +258,7 @@ def test_calibration_refuses_nonsense():
     with pytest.raises(DataError, match="empty"):
         calibrate.calibrate(graph, x[:0])
     with pytest.raises(DataError, match="not finite"):
-        calibrate.calibrate(graph, x * np.float32(np.inf))
+        calibrate.calibrate(graph, np.full_like(x, np.inf))
 
 
 def test_percentile_is_inside_minmax():
