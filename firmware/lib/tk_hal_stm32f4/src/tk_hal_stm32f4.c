@@ -2,7 +2,6 @@
 #include "tk_hal.h"
 
 #include "tk_hal_stm32f4.h"
-#include "tk_stm32.h"
 
 #define PWR_CR TK_REG(0x40007000U)
 #define PWR_CR_VOS_SHIFT 14

@@ -2,7 +2,6 @@
 #include "tk_hal.h"
 
 #include "tk_hal_stm32f7.h"
-#include "tk_stm32.h"
 
 #define PWR_CR1 TK_REG(0x40007000U)
 #define PWR_CR1_VOS_SHIFT 14
