@@ -12,9 +12,10 @@ from torch import nn
 
 from tinykd.config import list_recipes, load_recipe
 from tinykd.errors import ConfigError
+from tinykd.ir import same_padding
 from tinykd.models import MODELS, build_model, find_entry
 from tinykd.models.count import count_macs, count_params
-from tinykd.models.layers import ConvBn, round_channels, same_padding
+from tinykd.models.layers import ConvBn, round_channels
 from tinykd.models.zoo import ZOO
 
 CIFAR_STUDENTS = ["resnet8", "mobilenetv2", "mobilenetv2-tiny", "mcunet-5fps", "mbv2-w0.3", "proxyless-w0.25"]
@@ -109,10 +110,14 @@ def test_convolutions_pad_as_tensorflow_does(size: int, kernel: int, stride: int
 
 def test_same_padding_puts_the_odd_element_after() -> None:
     """Stride 2 on an even size pads (0, 1), on an odd size (1, 1)."""
-    assert same_padding(32, 3, 2) == (0, 1, 16)
-    assert same_padding(33, 3, 2) == (1, 1, 17)
-    assert same_padding(32, 1, 2) == (0, 0, 16)
-    assert same_padding(10, 5, 1) == (2, 2, 10)
+
+    def padding_and_size(size: int, kernel: int, stride: int) -> tuple[int, int, int]:
+        return (*same_padding(size, kernel, stride), ConvBn(1, 1, size, kernel=kernel, stride=stride).out_size)
+
+    assert padding_and_size(32, 3, 2) == (0, 1, 16)
+    assert padding_and_size(33, 3, 2) == (1, 1, 17)
+    assert padding_and_size(32, 1, 2) == (0, 0, 16)
+    assert padding_and_size(10, 5, 1) == (2, 2, 10)
 
 
 @pytest.mark.parametrize(

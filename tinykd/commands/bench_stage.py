@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tinykd.artifact import draft_artifact, read_manifest, sha256_file, write_json
-from tinykd.commands.pipeline import board_inputs, ensure_build, fresh, host_outputs
+from tinykd.artifact import draft_artifact, sha256_file, write_json
+from tinykd.commands.pipeline import board_inputs, ensure_build, find_fresh, host_outputs
 from tinykd.commands.target import Target
 from tinykd.errors import ConfigError, ParityError
 
@@ -96,7 +96,7 @@ def ensure_bench(
     if options.data is not None:
         hashes["data"] = _hash_of(Path(options.data))
     config = {**asdict(options), "engine": engine}
-    if not again and fresh(folder, "bench", hashes) and read_manifest(folder).config == config:
+    if not again and find_fresh(folder, "bench", hashes, config):
         return json.loads((folder / BENCH_FILE).read_text())
 
     from tinykd.run.bench import run_bench

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tinykd.artifact import Manifest, draft_artifact, read_manifest
-from tinykd.commands.pipeline import fresh
+from tinykd.commands.pipeline import find_fresh
 from tinykd.commands.target import MODEL_FILE
 from tinykd.errors import ParityError
 
@@ -44,7 +44,6 @@ def ensure_export(run: Path, *, method: str = "minmax", again: bool = False) -> 
         UnsupportedModelError: the student has a layer that has no int8 form.
         ParityError: the exported model differs from TFLite Micro: a bug of tinykd's.
     """
-    import tinykd
     from tinykd.config import load_recipe
 
     trained = read_manifest(run / "train", "train")
@@ -52,10 +51,8 @@ def ensure_export(run: Path, *, method: str = "minmax", again: bool = False) -> 
     options = ExportOptions(recipe.export.calibration_images, recipe.export.calibration_seed, method)
     inputs = {"student.safetensors": trained.outputs["student.safetensors"]}
     folder = run / "export"
-    if not again and fresh(folder, "export", inputs):
-        manifest = read_manifest(folder, "export")
-        if manifest.config == options.__dict__ and manifest.tools.get("tinykd") == tinykd.__version__:
-            return manifest
+    if not again and (manifest := find_fresh(folder, "export", inputs, options.__dict__)):
+        return manifest
     with draft_artifact(
         folder, "export", inputs=inputs, config=options.__dict__, seed=options.calibration_seed, tools=_tools()
     ) as draft:

@@ -13,6 +13,7 @@ from tinykd.errors import ArtifactError
 if TYPE_CHECKING:
     import numpy as np
 
+    from tinykd.artifact import Manifest
     from tinykd.board import Board
     from tinykd.build import BuildResult
     from tinykd.ir import Graph, MemoryPlan
@@ -25,15 +26,28 @@ def board_inputs(target: Target, board: Board) -> dict[str, str]:
     return {"model.tflite": target.sha256(), "board": board.digest()}
 
 
-def fresh(folder: Path, stage: str, inputs: dict[str, str]) -> bool:
-    """Whether `folder` holds a finished, unharmed artefact of `stage` made from `inputs` by this version of tinykd."""
+def find_fresh(
+    folder: Path, stage: str, inputs: dict[str, str], config: dict[str, Any] | None = None
+) -> Manifest | None:
+    """Return the manifest of a finished, unharmed artefact of `stage`, if it is what the stage would make again.
+
+    Args:
+        folder: the artefact's folder.
+        stage: its stage.
+        inputs: hashes of what it would be made from.
+        config: how it would be made; None for a stage without configuration.
+
+    Returns:
+        None when it is missing, harmed, or made from something else, otherwise, or by another version of tinykd.
+    """
     import tinykd
 
     try:
         manifest = read_manifest(folder, stage)
     except ArtifactError:
-        return False
-    return manifest.inputs == inputs and manifest.tools.get("tinykd") == tinykd.__version__
+        return None
+    same = manifest.inputs == inputs and manifest.config == (config or {})
+    return manifest if same and manifest.tools.get("tinykd") == tinykd.__version__ else None
 
 
 def make_plan(target: Target, graph: Graph, board: Board) -> tuple[MemoryPlan, dict[str, Any]]:
@@ -45,13 +59,13 @@ def make_plan(target: Target, graph: Graph, board: Board) -> tuple[MemoryPlan, d
     from tinykd.plan import plan_for_tflm, plan_graph
     from tinykd.plan.summary import summarize
 
-    plan = plan_graph(graph)
+    plan, tflm_plan = plan_graph(graph), plan_for_tflm(graph)
     result = {
         "model": target.name,
         "model_sha256": target.sha256(),
         **summarize(graph, plan, board),
-        "tflm_head_bytes": plan_for_tflm(graph).arena_bytes,
-        **_tflm_arenas(graph),
+        "tflm_head_bytes": tflm_plan.arena_bytes,
+        **_tflm_arenas(graph, tflm_plan),
     }
     folder = target.board_folder(board.name, "plan")
     with draft_artifact(folder, "plan", inputs=board_inputs(target, board), board=board.name) as draft:
@@ -60,15 +74,15 @@ def make_plan(target: Target, graph: Graph, board: Board) -> tuple[MemoryPlan, d
     return plan, result
 
 
-def _tflm_arenas(graph: Graph) -> dict[str, int | None]:
+def _tflm_arenas(graph: Graph, plan: MemoryPlan) -> dict[str, int | None]:
     """Measure what unmodified TFLite Micro allocates on this host, with our plan and with its own."""
     from tinykd.export import oracle
     from tinykd.formats import tflite_writer
-    from tinykd.plan import plan_for_tflm, tflm_offsets
+    from tinykd.plan import tflm_offsets
 
     if not oracle.is_available():
         return {"tflm_arena_bytes": None, "tflm_arena_online_bytes": None, "tflm_head_online_bytes": None}
-    offline = oracle.Oracle(tflite_writer.write(graph, tflm_offsets(plan_for_tflm(graph)))).arena()
+    offline = oracle.Oracle(tflite_writer.write(graph, tflm_offsets(plan))).arena()
     online = oracle.Oracle(tflite_writer.write(graph)).arena()
     return {
         "tflm_arena_bytes": offline.total_bytes,
@@ -82,7 +96,7 @@ def ensure_plan(target: Target, board: Board) -> tuple[MemoryPlan, dict[str, Any
     from tinykd.ir import MemoryPlan
 
     folder = target.board_folder(board.name, "plan")
-    if fresh(folder, "plan", board_inputs(target, board)):
+    if find_fresh(folder, "plan", board_inputs(target, board)):
         raw = json.loads((folder / PLAN_FILE).read_text())
         return MemoryPlan.from_dict(raw.pop("plan")), raw
     return make_plan(target, target.graph(), board)

@@ -5,15 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-
-def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int, int]:
-    """Return (before, after, output size) of TensorFlow's SAME padding along one side.
-
-    The output has ceil(size / stride) elements; an odd total puts the extra element after.
-    """
-    out = -(-size // stride)
-    total = max((out - 1) * stride + kernel - size, 0)
-    return total // 2, total - total // 2, out
+from tinykd.ir import same_padding
 
 
 def round_channels(channels: float, divisor: int = 8) -> int:
@@ -41,7 +33,8 @@ class ConvBn(nn.Module):
         act: type[nn.Module] | None = nn.ReLU,
     ) -> None:
         super().__init__()
-        before, after, self.out_size = same_padding(size, kernel, stride)
+        before, after = same_padding(size, kernel, stride)
+        self.out_size = -(-size // stride)
         symmetric = before == after
         self.pad = nn.Identity() if symmetric else nn.ZeroPad2d((before, after, before, after))
         self.conv = nn.Conv2d(
