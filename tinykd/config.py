@@ -42,6 +42,7 @@ class AugmentConfig(_Section):
     shear_deg: float = Field(0.0, ge=0, lt=90, description="largest horizontal shear, degrees")
     brightness: float = Field(0.0, ge=0, lt=1, description="levels times a factor in [1 - b, 1 + b]")
     cutout: int = Field(0, ge=0, description="side of the square set to mean_level, pixels; clipped at the border")
+    mixup: float = Field(0.0, ge=0, description="alpha of Beta(alpha, alpha), the share of each of two mixed images")
 
 
 class DataConfig(_Section):
@@ -76,6 +77,9 @@ class TrainConfig(_Section):
     gamma: float = Field(0.1, gt=0, le=1, description="`step` only")
     label_weight: float = Field(1.0, ge=0, description="weight of the cross-entropy with the labels")
     label_smoothing: float = Field(0.0, ge=0, lt=1)
+    temperature: float = Field(
+        1.0, gt=0, description="the label loss sees logits / temperature (defensive distillation)"
+    )
     ema: float = Field(0.0, ge=0, lt=1, description="decay per step of the averaged weights; 0 is off")
     clip_norm: float = Field(0.0, ge=0, description="largest gradient norm; 0 is off")
     amp: bool = Field(True, description="mixed precision; only on a GPU")
@@ -104,7 +108,27 @@ class DistillConfig(_Section):
 
     method: str
     weight: float = Field(1.0, ge=0)
+    weight_end: float | None = Field(
+        None, ge=0, description="weight at the end of the stage, reached in a straight line"
+    )
+    warmup_epochs: float = Field(0.0, ge=0, description="the weight grows from 0 in a straight line")
     args: dict[str, Any] = {}
+    name: str | None = Field(None, description="what metrics and later stages call this loss; None: the method")
+
+
+class StageConfig(_Section):
+    """A stage before the one that `train` and `distill` describe; what is not given here is as in `train`."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    epochs: int = Field(ge=1)
+    lr: float | None = Field(None, gt=0)
+    weight_decay: float | None = Field(None, ge=0)
+    label_weight: float = Field(0.0, ge=0)
+    distill: list[DistillConfig] = []
+    init: bool = Field(False, description="the methods' own init losses instead of their usual ones")
+    trains: Literal["student", "methods"] | list[str] = Field(
+        "student", description="student (and adapters), methods (adapters alone), or the student's modules by path"
+    )
 
 
 class ExportConfig(_Section):
@@ -123,6 +147,7 @@ class Recipe(_Section):
     student: ModelConfig
     teacher: TeacherConfig | None = None
     distill: list[DistillConfig] = []
+    stages: list[StageConfig] = []
     train: TrainConfig = TrainConfig()
     export: ExportConfig = ExportConfig()
 
@@ -140,7 +165,7 @@ class Recipe(_Section):
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-_TRAINING_SECTIONS = ("data", "student", "teacher", "distill", "train")
+_TRAINING_SECTIONS = ("data", "student", "teacher", "distill", "stages", "train")
 
 
 class _StrictLoader(yaml.SafeLoader):

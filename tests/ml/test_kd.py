@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tinykd.config import DistillConfig, TrainConfig
-from tinykd.distill import METHODS, build_method
+from tinykd.distill import AXES, METHODS, build_method
 from tinykd.distill.base import DistillStep
 from tinykd.distill.kd import kd_loss
 from tinykd.errors import ConfigError
@@ -51,9 +51,9 @@ def test_golden_values(temperature: float) -> None:
 
 def test_golden_mix_with_labels() -> None:
     """0.1 cross-entropy + 0.9 kd at T = 4, as the objective adds them up from a recipe."""
-    losses = [DistillConfig(method="kd", weight=0.9, args={"temperature": 4.0})]
-    objective = Objective(TrainConfig(label_weight=0.1), losses, Teacher(Constant(TEACHER)))
-    total, parts = objective(torch.zeros(4, 1, 2, 2), LABELS, STUDENT)
+    loss = DistillConfig(method="kd", weight=0.9, args={"temperature": 4.0})
+    objective = Objective(TrainConfig(label_weight=0.1), [loss], {"kd": build_method("kd")}, Teacher(Constant(TEACHER)))
+    total, parts = objective(step(teacher=objective.teach(torch.zeros(4, 1, 2, 2)).logits))
     assert float(total) == pytest.approx(GOLDEN_TOTAL, rel=1e-6)
     assert objective.part_names == ["labels", "kd"]
     assert [float(part) for part in parts] == pytest.approx([GOLDEN_CROSS_ENTROPY, GOLDEN[4.0]], rel=1e-6)
@@ -142,8 +142,9 @@ def test_nothing_flows_into_the_teacher() -> None:
     kd_loss(student, teacher_logits, 2.0).backward()
     assert teacher_logits.grad is None
     teacher = Teacher(Constant(TEACHER))
-    objective = Objective(TrainConfig(), [DistillConfig(method="kd")], teacher)
-    objective(torch.zeros(4, 1, 2, 2), LABELS, student)[0].backward()
+    objective = Objective(TrainConfig(), [DistillConfig(method="kd")], {"kd": build_method("kd")}, teacher)
+    taught = objective.teach(torch.zeros(4, 1, 2, 2))
+    objective(step(student, taught.logits))[0].backward()
     assert all(parameter.grad is None for parameter in teacher.parameters())
     assert not list(objective.parameters()), "the teacher must be neither trained nor saved with the objective"
 
@@ -179,9 +180,9 @@ def test_weight_zero_is_plain_training_bit_for_bit() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             raise AssertionError("the teacher was asked")
 
-    objective = Objective(TrainConfig(), [DistillConfig(method="kd", weight=0.0)], Teacher(Explodes()))
+    objective = Objective(TrainConfig(), [DistillConfig(method="kd", weight=0.0)], {}, Teacher(Explodes()))
     student, plain = (STUDENT.float().requires_grad_(True) for _ in range(2))
-    total, _ = objective(torch.zeros(4, 1, 2, 2), LABELS, student)
+    total, _ = objective(step(student, objective.teach(torch.zeros(4, 1, 2, 2)).logits))
     expected = F.cross_entropy(plain, LABELS)
     total.backward()
     expected.backward()
@@ -223,7 +224,8 @@ def test_registry_names_every_argument() -> None:
     """Each row has all that `tinykd list methods` prints; unknown methods and arguments suggest the nearest."""
     for key, row in METHODS.items():
         assert row.key == key
-        assert all((row.title, row.matches, row.paper, row.cost, row.stages))
+        assert all((row.title, row.matches, row.paper, row.cost, row.stages, row.weight))
+        assert row.axis in AXES
         build_method(key)
     with pytest.raises(ConfigError, match="no argument 'temprature'. Did you mean 'temperature'"):
         build_method("kd", {"temprature": 1})

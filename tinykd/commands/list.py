@@ -60,9 +60,11 @@ def method_rows() -> list[Row]:
         {
             "name": method.key,
             "title": method.title,
+            "axis": method.axis,
             "matches": method.matches,
             "stages": method.stages,
             "cost": method.cost,
+            "usual_weight": method.weight,
             "needs_teacher": method.needs_teacher,
             "paper": method.paper,
             "args": dict(method.args),

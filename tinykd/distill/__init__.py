@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from tinykd.distill.base import DistillMethod
 
 
+AXES = ("logits", "features", "relations", "weights", "gradients", "sparsity", "self", "online")
+"""What a method matches, as the survey literature groups them; the last two need no ready teacher."""
+
+
 @dataclass(frozen=True)
 class Method:
     """One row of `tinykd list methods`.
@@ -20,24 +24,39 @@ class Method:
     Attributes:
         key: the name in a recipe.
         title: one line for people.
+        axis: one of AXES.
         matches: what of the student is compared with what of the teacher.
         paper: where the method comes from.
-        stages: training stages it needs (1: joint with the labels).
         cost: extra work per training step.
+        weight: the usual weight in a recipe, and what it goes with.
         implementation: "module:class", imported when the method is used.
         args: the arguments a recipe may give, with their defaults.
         needs_teacher: False for methods in which the student teaches itself.
+        init: what an init stage of its own trains: "student" (all that the loss reaches), "method" (its adapters, the
+            student stands still), or "" for none. Its length is the argument `init_epochs`; whether the method stays
+            in the stages after it is the argument `joint`.
+        generations: the student is trained several times, each one teaching the next.
     """
 
     key: str
     title: str
+    axis: str
     matches: str
     paper: str
-    stages: int
     cost: str
+    weight: str
     implementation: str
     args: Mapping[str, Any] = field(default_factory=dict)
     needs_teacher: bool = True
+    init: str = ""
+    generations: bool = False
+
+    @property
+    def stages(self) -> str:
+        """What the training consists of, in words."""
+        if self.generations:
+            return "generations"
+        return {"": "1", "student": "init + task", "method": "adapters + task"}[self.init]
 
 
 METHODS: dict[str, Method] = {
@@ -46,10 +65,11 @@ METHODS: dict[str, Method] = {
         Method(
             key="kd",
             title="Knowledge distillation",
-            matches="softened class probabilities (logits)",
+            axis="logits",
+            matches="softened class probabilities",
             paper="Hinton, Vinyals, Dean, NeurIPS workshop 2014 (arXiv:1503.02531)",
-            stages=1,
-            cost="one teacher forward pass",
+            cost="teacher forward",
+            weight="0.9, labels 0.1",
             implementation="tinykd.distill.kd:Kd",
             args={"temperature": 4.0},
         ),

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import nn
 
 from tinykd.errors import ConfigError
+from tinykd.models.backbone import Backbone, StageTaps
 from tinykd.models.layers import ConvBn, InvertedResidual, PoolClassifier, init_weights, round_channels
 
 # Table 2 of the paper: expansion, channels, repeats, stride of the first.
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
 
 
-class InvertedResidualNet(nn.Module):
+class InvertedResidualNet(Backbone):
     """Stem, inverted residual blocks, an optional 1x1 head, pooling and one linear layer.
 
     Args:
@@ -56,9 +56,18 @@ class InvertedResidualNet(nn.Module):
         self.classifier = PoolClassifier(head_channels or channels, num_classes, dropout)
         init_weights(self)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map (N, C, H, W) to (N, num_classes) logits."""
-        return self.classifier(self.head(self.blocks(self.stem(x))))
+    def chain(self) -> tuple[str, ...]:
+        """Return the parts in order, block by block."""
+        return ("stem", *(f"blocks.{index}" for index in range(len(self.blocks))), "head", "classifier")
+
+    def stage_taps(self) -> StageTaps:
+        """Return the last block at each resolution, the head for the last one; blocks end without activation."""
+        sizes = [block.out_size for block in self.blocks]
+        ends = [f"blocks.{i}" for i, size in enumerate(sizes) if i + 1 == len(sizes) or sizes[i + 1] != size]
+        preacts = list(ends)
+        if isinstance(self.head, ConvBn):
+            ends[-1], preacts[-1] = "head", "head.act:input"
+        return StageTaps("stem", tuple(ends), tuple(preacts), "classifier.flatten")
 
 
 def build(

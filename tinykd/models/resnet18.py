@@ -6,10 +6,10 @@ Parameter names are those of the common public ImageNet checkpoints (`conv1`, `l
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from tinykd.errors import ConfigError
+from tinykd.models.backbone import Backbone, GlobalMean, StageTaps
 from tinykd.models.layers import init_weights
 
 SMALL_RESOLUTION = 64
@@ -28,13 +28,14 @@ class _Block(nn.Module):
             if stride != 1 or in_channels != channels
             else None
         )
+        self.act1, self.act2 = nn.ReLU(), nn.ReLU()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        return F.relu(y + (x if self.downsample is None else self.downsample(x)))
+        y = self.bn2(self.conv2(self.act1(self.bn1(self.conv1(x)))))
+        return self.act2(y + (x if self.downsample is None else self.downsample(x)))
 
 
-class ResNet18(nn.Module):
+class ResNet18(Backbone):
     """Stem, four stages of two blocks with widths (64, 128, 256, 512) times `width`, pooling, one linear layer."""
 
     def __init__(self, num_classes: int, in_channels: int, small: bool, width: float) -> None:
@@ -43,11 +44,13 @@ class ResNet18(nn.Module):
         kernel, stride = (3, 1) if small else (7, 2)
         self.conv1 = nn.Conv2d(in_channels, widths[0], kernel, stride=stride, padding=kernel // 2, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
+        self.act = nn.ReLU()
         self.maxpool = nn.Identity() if small else nn.MaxPool2d(3, stride=2, padding=1)
         self.layer1 = self._stage(widths[0], widths[0], 1)
         self.layer2 = self._stage(widths[0], widths[1], 2)
         self.layer3 = self._stage(widths[1], widths[2], 2)
         self.layer4 = self._stage(widths[2], widths[3], 2)
+        self.pool = GlobalMean()
         self.fc = nn.Linear(widths[3], num_classes)
         init_weights(self)
 
@@ -55,11 +58,14 @@ class ResNet18(nn.Module):
     def _stage(in_channels: int, channels: int, stride: int) -> nn.Sequential:
         return nn.Sequential(_Block(in_channels, channels, stride), _Block(channels, channels, 1))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map (N, C, H, W) to (N, num_classes) logits."""
-        x = self.maxpool(F.relu(self.bn1(self.conv1(x))))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return self.fc(x.mean(dim=(2, 3)))
+    def chain(self) -> tuple[str, ...]:
+        """Return the parts in order."""
+        return ("conv1", "bn1", "act", "maxpool", "layer1", "layer2", "layer3", "layer4", "pool", "fc")
+
+    def stage_taps(self) -> StageTaps:
+        """Return the ends of stem and stages."""
+        stages = ("layer1", "layer2", "layer3", "layer4")
+        return StageTaps("act", stages, tuple(f"{stage}.1.act2:input" for stage in stages), "pool")
 
 
 def build(num_classes: int, resolution: int, in_channels: int, stem: str, width: float) -> nn.Module:

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from tinykd.errors import ConfigError
+from tinykd.models.backbone import Backbone, StageTaps
 from tinykd.models.layers import ConvBn, PoolClassifier, init_weights, round_channels
 
 
@@ -25,7 +26,7 @@ class _Block(nn.Module):
         return self.act(self.conv2(self.conv1(x)) + self.shortcut(x))
 
 
-class ResNet8(nn.Module):
+class ResNet8(Backbone):
     """Stem and three residual blocks of widths (16, 32, 64) times `width`, rounded to multiples of 4."""
 
     def __init__(self, num_classes: int, resolution: int, in_channels: int, width: float, stem_stride: int) -> None:
@@ -38,9 +39,14 @@ class ResNet8(nn.Module):
         self.head = PoolClassifier(wide, num_classes)
         init_weights(self)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map (N, C, H, W) to (N, num_classes) logits."""
-        return self.head(self.block3(self.block2(self.block1(self.stem(x)))))
+    def chain(self) -> tuple[str, ...]:
+        """Return the parts in order."""
+        return ("stem", "block1", "block2", "block3", "head")
+
+    def stage_taps(self) -> StageTaps:
+        """Return the ends of stem and blocks."""
+        blocks = ("block1", "block2", "block3")
+        return StageTaps("stem", blocks, tuple(f"{block}.act:input" for block in blocks), "head.flatten")
 
 
 def build(num_classes: int, resolution: int, in_channels: int, width: float, stem_stride: int) -> nn.Module:

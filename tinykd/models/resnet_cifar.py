@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tinykd.errors import ConfigError
+from tinykd.models.backbone import Backbone, GlobalMean, StageTaps
 from tinykd.models.layers import init_weights
 
 
@@ -29,18 +30,19 @@ class _Block(nn.Module):
             else nn.Sequential()
         )
         self.pads = changes and shortcut == "A"
+        self.act1, self.act2 = nn.ReLU(), nn.ReLU()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        y = self.bn2(self.conv2(self.act1(self.bn1(self.conv1(x)))))
         if self.pads:
             before = self.extra // 2
             x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, before, self.extra - before))
         else:
             x = self.shortcut(x)
-        return F.relu(y + x)
+        return self.act2(y + x)
 
 
-class ResNetCifar(nn.Module):
+class ResNetCifar(Backbone):
     """Stem, three stages of n basic blocks with widths (16, 32, 64) times `width`, pooling, one linear layer."""
 
     def __init__(self, depth: int, num_classes: int, in_channels: int, width: float, shortcut: str) -> None:
@@ -49,9 +51,11 @@ class ResNetCifar(nn.Module):
         blocks = (depth - 2) // 6
         self.conv1 = nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
+        self.act = nn.ReLU()
         self.layer1 = self._stage(widths[0], widths[0], blocks, 1, shortcut)
         self.layer2 = self._stage(widths[0], widths[1], blocks, 2, shortcut)
         self.layer3 = self._stage(widths[1], widths[2], blocks, 2, shortcut)
+        self.pool = GlobalMean()
         self.linear = nn.Linear(widths[2], num_classes)
         init_weights(self)
 
@@ -60,11 +64,15 @@ class ResNetCifar(nn.Module):
         first = _Block(in_channels, channels, stride, shortcut)
         return nn.Sequential(first, *(_Block(channels, channels, 1, shortcut) for _ in range(blocks - 1)))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map (N, C, H, W) to (N, num_classes) logits."""
-        x = F.relu(self.bn1(self.conv1(x)))
-        x = self.layer3(self.layer2(self.layer1(x)))
-        return self.linear(x.mean(dim=(2, 3)))
+    def chain(self) -> tuple[str, ...]:
+        """Return the parts in order."""
+        return ("conv1", "bn1", "act", "layer1", "layer2", "layer3", "pool", "linear")
+
+    def stage_taps(self) -> StageTaps:
+        """Return the ends of stem and stages."""
+        stages = ("layer1", "layer2", "layer3")
+        preacts = tuple(f"{stage}.{len(self.get_submodule(stage)) - 1}.act2:input" for stage in stages)  # type: ignore[arg-type]
+        return StageTaps("act", stages, preacts, "pool")
 
 
 def build(name: str, num_classes: int, resolution: int, in_channels: int, width: float, shortcut: str) -> nn.Module:

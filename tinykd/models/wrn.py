@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tinykd.errors import ConfigError
+from tinykd.models.backbone import Backbone, GlobalMean, StageTaps
 from tinykd.models.layers import init_weights
 
 
@@ -29,7 +30,7 @@ class _Block(nn.Module):
         return y + (x if self.project is None else self.project(active))
 
 
-class WideResNet(nn.Module):
+class WideResNet(Backbone):
     """Stem of 16 channels and three stages of (depth - 4) / 6 blocks with widths (16, 32, 64) times `width`."""
 
     def __init__(self, depth: int, width: int, num_classes: int, in_channels: int, dropout: float) -> None:
@@ -42,13 +43,21 @@ class WideResNet(nn.Module):
                 self.blocks.append(_Block(channels, wide, 2 if stage and index == 0 else 1, dropout))
                 channels = wide
         self.bn = nn.BatchNorm2d(channels)
+        self.act = nn.ReLU()
+        self.pool = GlobalMean()
         self.linear = nn.Linear(channels, num_classes)
         init_weights(self)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map (N, C, H, W) to (N, num_classes) logits."""
-        x = F.relu(self.bn(self.blocks(self.stem(x))))
-        return self.linear(x.mean(dim=(2, 3)))
+    def chain(self) -> tuple[str, ...]:
+        """Return the parts in order, block by block."""
+        blocks = (f"blocks.{index}" for index in range(len(self.blocks)))
+        return ("stem", *blocks, "bn", "act", "pool", "linear")
+
+    def stage_taps(self) -> StageTaps:
+        """Return the ends of the stages; the first two end without activation, their norm is the next block's."""
+        third = len(self.blocks) // 3
+        stages = (f"blocks.{third - 1}", f"blocks.{2 * third - 1}", "act")
+        return StageTaps("stem", stages, (f"blocks.{third}.bn1", f"blocks.{2 * third}.bn1", "bn"), "pool")
 
 
 def build(name: str, num_classes: int, resolution: int, in_channels: int, dropout: float) -> nn.Module:

@@ -7,47 +7,52 @@ of an epoch's images follows from the seed and the epoch, and everything else th
 from __future__ import annotations
 
 import contextlib
-import json
 import math
-import signal
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import nn
 
-from tinykd.artifact import write_bytes
 from tinykd.config import TrainConfig
 from tinykd.data.augment import Augment
 from tinykd.data.base import Dataset, Split
+from tinykd.data.mixup import mixup
+from tinykd.distill.base import DistillStep
 from tinykd.errors import ConfigError
+from tinykd.models.taps import record
 from tinykd.train.checkpoint import Checkpoint, load_checkpoint, optimizer_state, restore_optimizer, save_checkpoint
+from tinykd.train.cluster import SOLO, Cluster
+from tinykd.train.cost import Cost
 from tinykd.train.ema import Ema
+from tinykd.train.journal import Journal
 from tinykd.train.objective import Objective
+from tinykd.train.passes import Passes
 from tinykd.train.progress import Progress
 from tinykd.train.schedule import learning_rate
-from tinykd.train.stop import StopRequested
+from tinykd.train.stop import StopRequested, stop_signals
 
 CHECKPOINT = "checkpoint.safetensors"
-METRICS = "metrics.jsonl"
+Trained = Literal["student", "methods"] | tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class FitResult:
     """The trained module in eval mode (its averaged weights where the recipe asks for them) and how it went.
 
-    `seconds` is training time over all sittings; `top1_val` is None without validation images.
+    `seconds` is training time over all sittings; `top1_val` is None without validation images; `cost` is what
+    `tinykd.train.cost.Cost.figures` tells.
     """
 
     model: nn.Module
     seconds: float
     steps_per_s: float
     top1_val: float | None
+    cost: dict[str, Any]
 
 
 class DeviceSplit:
@@ -88,6 +93,9 @@ def fit(
     title: str,
     progress: Progress,
     device: torch.device,
+    passes: Passes | None = None,
+    trains: Trained = "student",
+    cluster: Cluster = SOLO,
 ) -> FitResult:
     """Train `model` in place until `config.epochs`, from the checkpoint in `folder` when there is one.
 
@@ -101,16 +109,21 @@ def fit(
         title: what the progress display calls it.
         progress: the display.
         device: where all of it happens.
+        passes: which passes each step makes; None is one through the model.
+        trains: "student" (and the objective's parameters), "methods" (those alone), or paths of the model's modules.
+        cluster: the processes that share each batch.
 
     Raises:
-        ConfigError: the loss became infinite or NaN.
+        ConfigError: the loss became infinite or NaN, or the batch cannot be shared evenly.
         StopRequested: SIGINT or SIGTERM; the checkpoint is written.
         ArtifactError: the folder cannot be written, or the checkpoint is broken.
     """
-    run = _Run(model, objective, dataset, augment, config, folder, device)
+    run = _Run(model, objective, dataset, augment, config, folder, device, passes or Passes(), trains, cluster)
     run.restore()
     progress.start(title, config.epochs, run.steps_per_epoch, run.step)
-    with _Journal(folder, run.step // run.steps_per_epoch) as journal, _stop_signals() as stop, _fast_kernels(device):
+    journal_folder = folder if cluster.leads else None
+    done = run.step // run.steps_per_epoch
+    with Journal(journal_folder, done) as journal, stop_signals() as stop, _fast_kernels(device):
         clock = time.perf_counter()
         while run.step < run.total_steps:
             run.train_step()
@@ -122,13 +135,13 @@ def fit(
                 journal.write({**record, "seconds": round(run.seconds, 3)})
                 run.save()
                 progress.epoch(record)
-            if stop and run.step < run.total_steps:
+            if cluster.any(bool(stop)) and run.step < run.total_steps:
                 run.seconds += time.perf_counter() - clock
                 run.save()
-                raise StopRequested(stop[0], run.checkpoint)
-    trained = run.averaged_model().eval()
+                raise StopRequested(stop[0] if stop else 15, run.checkpoint)
+    trained = run.passes.finish(run.averaged_model()).eval()
     val = evaluate(trained, run.val, augment)
-    return FitResult(trained, run.seconds, run.total_steps / max(run.seconds, 1e-9), val)
+    return FitResult(trained, run.seconds, run.total_steps / max(run.seconds, 1e-9), val, run.cost.figures())
 
 
 class _Run:
@@ -143,28 +156,40 @@ class _Run:
         config: TrainConfig,
         folder: Path,
         device: torch.device,
+        passes: Passes,
+        trains: Trained,
+        cluster: Cluster,
     ) -> None:
         self.config, self.device, self.augment = config, device, augment
+        self.passes, self.cluster = passes, cluster
         self.checkpoint = folder / CHECKPOINT
         # channels_last is for the GPU alone: with it, the backward pass of strided 1x1 convolutions on the CPU (torch
         # 2.13) has written outside of its buffers, which shows as different bits from run to run and as crashes.
         self.memory_format = torch.channels_last if device.type == "cuda" else torch.contiguous_format
-        self.model = model.to(device, memory_format=self.memory_format).train()  # type: ignore[call-overload]
+        model = passes.begin(model.to(device))
+        self.model = model.to(device, memory_format=self.memory_format)  # type: ignore[call-overload]
+        self.model.train(trains != "methods")
         self.objective = objective.to(device).train()
+        for part in (self.model, self.objective):
+            cluster.synchronise_batch_norm(part)
         self.train, self.val = DeviceSplit(dataset.train, device), DeviceSplit(dataset.val, device)
         self.batch_size = min(config.batch_size, len(self.train))
+        self.part = cluster.part(self.batch_size)
         self.steps_per_epoch = len(self.train) // self.batch_size
         self.total_steps = config.epochs * self.steps_per_epoch
         self.step = 0
         self.seconds = 0.0
+        self.cost = Cost(device)
         self.order = torch.empty(0, dtype=torch.int64, device=device)
         self.ema = Ema(self.model, config.ema) if config.ema else None
         self.generator = torch.Generator(device=device)
         self.generator.manual_seed(config.seed)
+        _choose_trained(self.model, trains)
         self.parameters = [p for m in (self.model, self.objective) for p in m.parameters() if p.requires_grad]
         self.optimizer = _make_optimizer(self.parameters, config)
         # Sums over the epoch so far: loss, correct, then the parts of the loss.
         self.sums = torch.zeros(2 + len(objective.part_names), dtype=torch.float64, device=device)
+        self.figures: dict[str, float] = {}
         self.amp = config.amp and device.type == "cuda"
         self.amp_dtype = torch.bfloat16 if self.amp and torch.cuda.is_bf16_supported(False) else torch.float16
         self.scaler = torch.amp.GradScaler(enabled=self.amp and self.amp_dtype is torch.float16)
@@ -175,28 +200,77 @@ class _Run:
     def train_step(self) -> None:
         epoch, position = divmod(self.step, self.steps_per_epoch)
         if position == 0 or not len(self.order):
+            if position == 0:
+                self.passes.start_epoch(epoch, self.optimizer, self.ema)
             self.order = self._epoch_order(epoch)
-        chosen = self.order[position * self.batch_size : (position + 1) * self.batch_size]
-        labels = self.train.labels[chosen]
-        images = self.augment(self.train.images[chosen], self.generator)
-        images = images.contiguous(memory_format=self.memory_format)
+        self.cost.start_step(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, self.step, self.steps_per_epoch)
-        with torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp):
-            logits = self.model(images)
-            loss, parts = self.objective(images, labels, logits)
-        self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
-        if self.config.clip_norm:
-            self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        with self.cost.part("data"):
+            step = self._draw(position)
+        with self.cost.part("teacher"), self._autocast():
+            taught = self.objective.teach(step.images)
+        step = replace(step, teacher_logits=taught.logits, teacher_features=taught.features)
+        for turn in range(self.objective.turns):
+            self._take_turn(replace(step, turn=turn), last=position == self.steps_per_epoch - 1)
         if self.ema is not None:
-            self.ema.update(self.model, self.step)
-        correct = (logits.detach().argmax(1) == labels).sum()
-        self.sums += torch.stack([loss.detach(), correct, *parts]).double()
+            with self.cost.part("update"):
+                self.ema.update(self.model, self.step)
         self.step += 1
+
+    def _take_turn(self, step: DistillStep, last: bool) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        for number, weight in enumerate(self.passes.run(self.step, self.steps_per_epoch)):
+            with self.cost.part("augmented" if number else "student"):
+                with self._autocast():
+                    with record(self.model, self.objective.student_taps) as features:
+                        logits = self.model(step.images)
+                    seen = self.passes.narrow(features) if number else features
+                    step = replace(step, student_logits=logits, student_features=seen)
+                    loss, parts = self.objective(step)
+                self.scaler.scale(loss if weight == 1 else weight * loss).backward()
+            if number == 0 and step.turn == 0:
+                correct = (logits.detach().argmax(1) == step.labels).sum()
+                self.sums += torch.stack([loss.detach(), correct, *parts]).double()
+                if last:
+                    self.figures = {key: float(value) for key, value in self.objective.figures(step).items()}
+        with self.cost.part("update"):
+            self.cluster.average_gradients(self.parameters)
+            if self.config.clip_norm:
+                self.scaler.unscale_(self.optimizer)
+                nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm)
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp)
+
+    def _draw(self, position: int) -> DistillStep:
+        """Return this process's part of the batch; every process draws the whole one, and so the same one."""
+        index = self.order[position * self.batch_size : (position + 1) * self.batch_size]
+        labels = self.train.labels[index]
+        images = self.augment(self.train.images[index], self.generator)
+        other_labels = share = None
+        if self.augment.config.mixup:
+            seed = (self.config.seed, self.step)
+            images, other_labels, share = mixup(images, labels, self.augment.config.mixup, seed)
+        images = images[self.part].contiguous(memory_format=self.memory_format)
+        if self.objective.needs_input_grad:
+            images.requires_grad_(True)
+        return DistillStep(
+            images=images,
+            labels=labels[self.part],
+            student_logits=images,  # not known yet
+            index=index[self.part],
+            other_labels=None if other_labels is None else other_labels[self.part],
+            share=share,
+            epoch=self.step / self.steps_per_epoch,
+            epochs=self.config.epochs,
+            generator=self.generator,
+            label_loss=self.objective.label_loss,
+            run_student=self.model,
+            run_teacher=self.objective.teacher,
+        )
 
     def _epoch_order(self, epoch: int) -> torch.Tensor:
         # On the CPU whatever the device, so that a GPU sees the images in the same order.
@@ -205,7 +279,7 @@ class _Run:
 
     def finish_epoch(self) -> dict[str, Any]:
         epoch = self.step // self.steps_per_epoch
-        sums = self.sums.tolist()
+        sums = (self.cluster.sum(self.sums) / self.cluster.size).tolist()
         loss = sums[0] / self.steps_per_epoch
         if not math.isfinite(loss):
             raise ConfigError(
@@ -217,16 +291,19 @@ class _Run:
             "step": self.step,
             "lr": self.optimizer.param_groups[0]["lr"],
             "loss": loss,
-            "top1_train": sums[1] / (self.steps_per_epoch * self.batch_size),
+            "top1_train": sums[1] / (self.steps_per_epoch * (self.batch_size // self.cluster.size)),
         }
         for name, total in zip(self.objective.part_names, sums[2:], strict=True):
             record[f"loss_{name}"] = total / self.steps_per_epoch
+        record.update(self.figures)
         if epoch % self.config.eval_every == 0 or epoch == self.config.epochs:
-            record["top1_val"] = evaluate(self.averaged_model(), self.val, self.augment)
+            record["top1_val"] = evaluate(self.passes.ready(self.averaged_model()), self.val, self.augment)
         self.sums.zero_()
         return record
 
     def save(self) -> None:
+        if not self.cluster.leads:
+            return
         optimizer_tensors, optimizer_facts = optimizer_state(self.optimizer)
         groups = {
             "model": self.model.state_dict(),
@@ -243,6 +320,7 @@ class _Run:
             "device": self.device.type,
             "optimizer": optimizer_facts,
             "scaler": self.scaler.state_dict(),
+            "cost": self.cost.seconds,
         }
         save_checkpoint(self.checkpoint, groups, facts)
 
@@ -252,6 +330,7 @@ class _Run:
             return
         self._restore_tensors(saved)
         self.step, self.seconds = saved.facts["step"], saved.facts["seconds"]
+        self.cost.seconds = saved.facts["cost"]
         restore_optimizer(self.optimizer, saved.group("optimizer"), saved.facts["optimizer"])
         if saved.facts["scaler"]:
             self.scaler.load_state_dict(saved.facts["scaler"])
@@ -270,6 +349,19 @@ class _Run:
                 torch.cuda.set_rng_state(loop["cuda_rng"], self.device)
 
 
+def _choose_trained(model: nn.Module, trains: Trained) -> None:
+    """Let the parameters that a stage trains require a gradient, and no others.
+
+    Raises:
+        ConfigError: a path that the model does not have.
+    """
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(
+            trains == "student"
+            or (isinstance(trains, tuple) and any(name == path or name.startswith(f"{path}.") for path in trains))
+        )
+
+
 def _make_optimizer(parameters: list[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
     """Return the optimizer; weight decay spares biases and normalisation (everything of one dimension)."""
     groups = [
@@ -280,65 +372,6 @@ def _make_optimizer(parameters: list[nn.Parameter], config: TrainConfig) -> torc
         return torch.optim.AdamW(groups, lr=config.lr)
     nesterov = config.nesterov and config.momentum > 0
     return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=nesterov)
-
-
-class _Journal:
-    """`metrics.jsonl` and, when tensorboard is installed, `tensorboard/`: one record for each epoch."""
-
-    def __init__(self, folder: Path, epochs_done: int) -> None:
-        self.path = folder / METRICS
-        self.folder = folder
-        self.epochs_done = epochs_done
-        self.board: Any = None
-
-    def __enter__(self) -> _Journal:
-        lines = self.path.read_bytes().splitlines(keepends=True) if self.path.is_file() else []
-        # What was written after the checkpoint will be written again.
-        write_bytes(self.path, b"".join(lines[: self.epochs_done]))
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            return self
-        self.board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.epochs_done + 1)
-        return self
-
-    def write(self, record: dict[str, Any]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-        if self.board is not None:
-            for name, value in record.items():
-                if name not in ("epoch", "step") and value is not None:
-                    self.board.add_scalar(name, value, record["epoch"])
-
-    def __exit__(self, *_: object) -> None:
-        if self.board is not None:
-            self.board.close()
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """Turn SIGINT and SIGTERM into an entry of the list, so that the step under way is finished and saved.
-
-    Outside the main thread, where Python allows no handlers, signals keep their meaning.
-    """
-    received: list[int] = []
-
-    def note(number: int, _: FrameType | None) -> None:
-        if received:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    previous: dict[int, Any] = {}
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            previous[number] = signal.signal(number, note)
-    except ValueError:
-        pass
-    try:
-        yield received
-    finally:
-        for restored, handler in previous.items():
-            signal.signal(restored, handler)
 
 
 @contextlib.contextmanager

@@ -6,7 +6,6 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +15,24 @@ import yaml
 
 import tinykd
 from tinykd.artifact import MANIFEST, Manifest, read_manifest, sha256_file, write_bytes, write_json
-from tinykd.config import Recipe, TeacherConfig
+from tinykd.config import Recipe
 from tinykd.data import load_dataset
 from tinykd.data.augment import Augment
 from tinykd.data.base import Dataset
-from tinykd.errors import ArtifactError, ConfigError, DataError
+from tinykd.errors import ArtifactError, ConfigError
 from tinykd.models.count import count_macs, count_params
-from tinykd.models.load import STUDENT, ModelSpec, load_model, save_model
-from tinykd.models.teacher import Teacher, load_weights
-from tinykd.train.loop import CHECKPOINT, METRICS, DeviceSplit, FitResult, evaluate, fit
-from tinykd.train.objective import Objective
+from tinykd.models.load import STUDENT, save_model
+from tinykd.train import cluster
+from tinykd.train.cluster import Cluster
+from tinykd.train.journal import METRICS
+from tinykd.train.loop import CHECKPOINT, DeviceSplit, evaluate
+from tinykd.train.place import Place
 from tinykd.train.progress import Progress
+from tinykd.train.stages import list_stages
+from tinykd.train.student import check_recipe, train_student
+from tinykd.train.teach import TEACHER, ReadyTeacher, get_teacher
 
 RECIPE = "recipe.yaml"
-TEACHER = "teacher.safetensors"
 
 
 def train(
@@ -61,41 +64,40 @@ def train(
         ConfigError, DataError: the recipe, the data or the teacher's weights do not work together.
         StopRequested: SIGINT or SIGTERM; the next call continues.
     """
-    progress = progress or Progress()
-    folder = Path(run_dir) / "train"
-    if not resume and folder.exists():
+    chosen = _pick_device(device)
+    with cluster.join(chosen) as processes:
+        return _train(recipe, Path(run_dir) / "train", resume, progress or Progress(), chosen, processes)
+
+
+def _train(
+    recipe: Recipe, folder: Path, resume: bool, progress: Progress, device: torch.device, processes: Cluster
+) -> Manifest:
+    if not processes.leads:
+        progress = Progress()
+    if not resume and folder.exists() and processes.leads:
         shutil.rmtree(folder)
+    processes.wait()
     _check_same_recipe(folder, recipe)
     if (folder / MANIFEST).is_file():
         manifest = read_manifest(folder, "train")
         progress.note(f"{folder} is already trained; --restart trains it again")
         return manifest
-    place = _pick_device(device)
     dataset = load_dataset(recipe.data)
     for note in dataset.notes:
         progress.note(f"{dataset.name}: {note}")
     augment = Augment(recipe.data.augment, dataset.mean_level, dataset.std_level)
-    student_spec = _spec(recipe.student.model, recipe.student.args, dataset)
-    test = DeviceSplit(dataset.test, place)
-    write_bytes(folder / RECIPE, recipe.to_yaml().encode())
-    with _own_random_state(place):
-        teacher = _get_teacher(recipe, dataset, augment, folder / "teacher", progress, place)
-        teacher_top1 = evaluate(teacher.module.to(place), test, augment) if teacher else None
-        torch.manual_seed(recipe.train.seed)
-        objective = Objective(recipe.train, recipe.distill, teacher.module if teacher else None)
-        fitted = fit(
-            student_spec.build(),
-            objective,
-            dataset,
-            augment,
-            recipe.train,
-            folder=folder,
-            title=f"student {recipe.student.model}",
-            progress=progress,
-            device=place,
-        )
+    place = Place(dataset, augment, device, processes, progress)
+    check_recipe(recipe, place)
+    if processes.leads:
+        write_bytes(folder / RECIPE, recipe.to_yaml().encode())
+    processes.wait()
+    test = DeviceSplit(dataset.test, device)
+    with _own_random_state(device):
+        teacher = get_teacher(recipe, folder / "teacher", place)
+        teacher_top1 = evaluate(teacher.module.to(device), test, augment) if teacher else None
+        trained = train_student(recipe, teacher.module if teacher else None, folder, place)
+    fitted, student_spec = trained.fitted, trained.spec
     top1_float = evaluate(fitted.model, test, augment)
-    save_model(folder / STUDENT, fitted.model, student_spec)
     shape = (student_spec.in_channels, student_spec.resolution, student_spec.resolution)
     results: dict[str, Any] = {
         "top1_float": top1_float,
@@ -109,8 +111,12 @@ def train(
         "params": count_params(fitted.model),
         "macs": count_macs(fitted.model, shape),
         "epochs": recipe.train.epochs,
-        "seconds": round(fitted.seconds, 3),
+        "stages": [{"name": stage.name, "epochs": stage.config.epochs} for stage in list_stages(recipe)],
+        "seconds": round(trained.seconds, 3),
         "steps_per_s": round(fitted.steps_per_s, 2),
+        "cost": fitted.cost,
+        "processes": processes.size,
+        "methods": trained.results,
         "dataset": dataset.name,
         "num_train": len(dataset.train),
         "num_val": len(dataset.val),
@@ -122,19 +128,27 @@ def train(
         "std_level": dataset.std_level,
         "notes": list(dataset.notes),
         "data_provenance": dataset.provenance,
-        "device": torch.cuda.get_device_name(place) if place.type == "cuda" else "cpu",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
     }
-    manifest = _finish(folder, recipe, results, teacher, dataset)
+    if processes.leads:
+        save_model(folder / STUDENT, fitted.model, student_spec)
+        _finish(folder, recipe, results, teacher, dataset, trained.files)
+    processes.wait()
     reference = f", teacher {teacher_top1:.2%}" if teacher_top1 is not None else ""
     progress.finish(f"{recipe.name}: test accuracy {top1_float:.2%} on {len(dataset.test)} images{reference}")
-    return manifest
+    return read_manifest(folder, "train")
 
 
 def _finish(
-    folder: Path, recipe: Recipe, results: dict[str, Any], teacher: _Taught | None, dataset: Dataset
-) -> Manifest:
+    folder: Path,
+    recipe: Recipe,
+    results: dict[str, Any],
+    teacher: ReadyTeacher | None,
+    dataset: Dataset,
+    files: list[str],
+) -> None:
     (folder / CHECKPOINT).unlink(missing_ok=True)
-    names = [STUDENT, RECIPE, METRICS, f"teacher/{TEACHER}", f"teacher/{METRICS}"]
+    names = [STUDENT, RECIPE, METRICS, f"teacher/{TEACHER}", f"teacher/{METRICS}", *files]
     inputs = {"dataset": dataset.provenance.get("sha256", "")}
     if teacher is not None and teacher.sha256:
         inputs["teacher_weights"] = teacher.sha256
@@ -148,83 +162,6 @@ def _finish(
         results=results,
     )
     write_json(folder / MANIFEST, manifest.to_dict())
-    return manifest
-
-
-@dataclass(frozen=True)
-class _Taught:
-    """A teacher ready for use, where its weights came from, and their SHA-256 when they were read from a file."""
-
-    module: Teacher
-    source: str
-    sha256: str = ""
-
-
-def _get_teacher(
-    recipe: Recipe, dataset: Dataset, augment: Augment, folder: Path, progress: Progress, device: torch.device
-) -> _Taught | None:
-    config = recipe.teacher
-    if config is None or not any(loss.weight > 0 for loss in recipe.distill):
-        return None
-    spec = _spec(config.model, config.args, dataset)
-    levels = dataset.mean_level, dataset.std_level
-    finished = folder / TEACHER
-    if finished.is_file():
-        model, saved = load_model(finished)
-        if saved == spec:
-            return _Taught(Teacher(model), "trained")
-    weights = find_weights(config, recipe.data.root)
-    if weights is not None:
-        torch.manual_seed(0)
-        model = spec.build()
-        load_weights(model, weights)
-        progress.note(f"teacher {config.model}: weights from {weights}")
-        return _Taught(Teacher(model, *levels, config.mean, config.std), weights.name, sha256_file(weights))
-    if config.train is None:
-        if config.model.startswith("timm:"):
-            return _Taught(Teacher(spec.build(), *levels, config.mean, config.std), config.model)
-        raise DataError(
-            f"teacher {config.model}: the weights file '{config.weights}' was not found",
-            f"Put it into the folder that the environment variable TINYKD_DATA names "
-            f"(now {os.environ.get('TINYKD_DATA') or 'not set'}), or add `teacher.train` to the recipe.",
-        )
-    torch.manual_seed(config.train.seed)
-    fitted: FitResult = fit(
-        spec.build(),
-        Objective(config.train),
-        dataset,
-        augment,
-        config.train,
-        folder=folder,
-        title=f"teacher {config.model}",
-        progress=progress,
-        device=device,
-    )
-    save_model(finished, fitted.model, spec)
-    (folder / CHECKPOINT).unlink(missing_ok=True)
-    return _Taught(Teacher(fitted.model), "trained")
-
-
-def find_weights(config: TeacherConfig, root: str | None) -> Path | None:
-    """Return the teacher's weights file: as given, below `root`, or below TINYKD_DATA; None when it is nowhere."""
-    if config.weights is None:
-        return None
-    name = Path(config.weights).expanduser()
-    folders = [Path(), *(Path(place).expanduser() for place in (root, os.environ.get("TINYKD_DATA")) if place)]
-    return next((path for folder in folders if (path := folder / name).is_file()), None)
-
-
-def _spec(model: str, args: dict[str, Any], dataset: Dataset) -> ModelSpec:
-    return ModelSpec(
-        model=model,
-        args=dict(args),
-        num_classes=len(dataset.classes),
-        resolution=dataset.resolution,
-        in_channels=dataset.channels,
-        mean_level=dataset.mean_level,
-        std_level=dataset.std_level,
-        classes=dataset.classes,
-    )
 
 
 def _check_same_recipe(folder: Path, recipe: Recipe) -> None:
@@ -261,11 +198,13 @@ def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 
 def _pick_device(name: str | None) -> torch.device:
     if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("train: device 'cuda' is asked for, but PyTorch sees no GPU", "Use --device cpu.")
     if name not in ("cpu", "cuda"):
         raise ConfigError(f"train: unknown device '{name}'", "Known: cpu, cuda.")
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     return torch.device(name)
 
 

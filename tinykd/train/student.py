@@ -1,0 +1,244 @@
+"""The student's training: its stages one after another, and its generations where a method asks for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tinykd.config import DistillConfig, Recipe
+from tinykd.distill import METHODS
+from tinykd.distill.base import Context, DistillMethod, ModelView
+from tinykd.errors import ConfigError
+from tinykd.models import build_model
+from tinykd.models.load import STUDENT, ModelSpec, load_model, save_model
+from tinykd.models.teacher import Teacher
+from tinykd.train.checkpoint import load_checkpoint, save_checkpoint
+from tinykd.train.loop import CHECKPOINT, DeviceSplit, FitResult, evaluate, fit
+from tinykd.train.objective import Objective, make_methods
+from tinykd.train.place import Place
+from tinykd.train.stages import TASK, Stage, list_stages, loss_names
+from tinykd.train.teach import data_spec
+
+STATE = "state.safetensors"
+
+
+@dataclass(frozen=True)
+class TrainedStudent:
+    """A student, how its last stage went, and what its methods tell beside.
+
+    `results` are test accuracies of networks beside the student; `files` are written below the training's folder.
+    """
+
+    fitted: FitResult
+    spec: ModelSpec
+    seconds: float
+    results: dict[str, Any] = field(default_factory=dict)
+    files: list[str] = field(default_factory=list)
+
+
+def check_recipe(recipe: Recipe, place: Place, teacher: Teacher | None = None) -> None:
+    """Set up every stage with fresh models, so that what cannot work is known before anything is trained.
+
+    Raises:
+        ConfigError: all that is wrong with taps, adapters and pairs of models, in one error.
+    """
+    with torch.random.fork_rng(devices=[]):
+        student_spec = data_spec(recipe.student.model, recipe.student.args, place.dataset)
+        student = student_spec.build()
+        if recipe.teacher is not None and teacher is None:
+            spec = data_spec(recipe.teacher.model, recipe.teacher.args, place.dataset)
+            teacher = Teacher(spec.build())
+        faults = [
+            fault for stage in list_stages(recipe) for fault in _stage_faults(stage, recipe, student, teacher, place)
+        ]
+    if faults:
+        faults = list(dict.fromkeys(faults))
+        title = f"recipe '{recipe.name}' has {len(faults)} fault{'s' if len(faults) != 1 else ''}:"
+        raise ConfigError("\n".join([title, *(f"  {fault}" for fault in faults)]), "Nothing was started.")
+
+
+def _stage_faults(
+    stage: Stage, recipe: Recipe, student: nn.Module, teacher: Teacher | None, place: Place
+) -> Iterator[str]:
+    try:
+        make_methods(stage.losses, make_context(recipe, student, teacher, place))
+    except ConfigError as error:
+        yield from str(error).splitlines()
+    if isinstance(stage.trains, tuple):
+        known = {name for name, _ in student.named_modules()}
+        yield from (
+            f"stage {stage.name}: student {recipe.student.model} has no module '{path}'"
+            for path in stage.trains
+            if path not in known
+        )
+
+
+def make_context(recipe: Recipe, student: nn.Module, teacher: Teacher | None, place: Place, seed: int = 0) -> Context:
+    """Return what the methods may know of these models."""
+    dataset = place.dataset
+    shape = (dataset.channels, dataset.resolution, dataset.resolution)
+
+    def build(model: str, **args: Any) -> nn.Module:
+        return build_model(model, len(dataset.classes), dataset.resolution, dataset.channels, **args)
+
+    teacher_name = recipe.teacher.model if recipe.teacher else recipe.student.model
+    return Context(
+        student=ModelView(f"student {recipe.student.model}", student, shape),
+        teacher=None if teacher is None else ModelView(f"teacher {teacher_name}", teacher.model, shape),
+        num_classes=len(dataset.classes),
+        labels=torch.from_numpy(dataset.train.labels).long(),
+        seed=seed,
+        build=build,
+    )
+
+
+def train_student(recipe: Recipe, teacher: Teacher | None, folder: Path, place: Place) -> TrainedStudent:
+    """Train the student of a recipe into `folder`, in generations where a method asks for them.
+
+    Raises:
+        ConfigError, ArtifactError, StopRequested: see `tinykd.train.loop.fit`.
+    """
+    generations = max((_generations(loss) for loss in recipe.distill if loss.weight > 0), default=0)
+    if not generations:
+        return _train_once(recipe, teacher, folder, place, recipe.train.seed, f"student {recipe.student.model}")
+    return _train_generations(recipe, teacher, folder, place, generations)
+
+
+def _generations(loss: DistillConfig) -> int:
+    row = METHODS[loss.method]
+    return {**row.args, **loss.args}["generations"] if row.generations else 0
+
+
+def _train_generations(
+    recipe: Recipe, teacher: Teacher | None, folder: Path, place: Place, generations: int
+) -> TrainedStudent:
+    """Train a first student on the labels, unless a teacher is given, and then each generation from the one before."""
+    plain = recipe.model_copy(update={"distill": [], "train": recipe.train.model_copy(update={"label_weight": 1.0})})
+    test = DeviceSplit(place.dataset.test, place.device)
+    first = 1 if teacher is not None else 0
+    accuracies: list[float | None] = []
+    members: list[nn.Module] = []
+    seconds = 0.0
+    for generation in range(first, generations + 1):
+        last = generation == generations
+        here = folder if last else folder / f"generation-{generation}"
+        done = here / STUDENT
+        seed = recipe.train.seed + generation
+        if not last and done.is_file():
+            model, _ = load_model(done)
+            model = model.to(place.device)
+        else:
+            own = recipe if generation else plain
+            title = f"student {recipe.student.model}, generation {generation} of {generations}"
+            trained = _train_once(own, teacher, here, place, seed, title)
+            model = trained.fitted.model
+            seconds += trained.seconds
+            if not last and place.cluster.leads:
+                save_model(done, model, trained.spec)
+                (here / CHECKPOINT).unlink(missing_ok=True)
+            place.cluster.wait()
+        accuracies.append(evaluate(model, test, place.augment))
+        if generation:
+            members.append(model)
+        teacher = Teacher(model)
+    results = {
+        **trained.results,
+        "generations_top1": accuracies,
+        "ensemble_top1": evaluate(_Ensemble(members), test, place.augment),
+    }
+    return TrainedStudent(trained.fitted, trained.spec, seconds, results, trained.files)
+
+
+class _Ensemble(nn.Module):
+    """The mean of its members' probabilities."""
+
+    def __init__(self, members: list[nn.Module]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.stack([member(x).softmax(1) for member in self.members]).mean(0)
+
+
+def _train_once(
+    recipe: Recipe, teacher: Teacher | None, folder: Path, place: Place, seed: int, title: str
+) -> TrainedStudent:
+    """Go through the stages; finished ones are loaded, the one under way goes on from its checkpoint."""
+    torch.manual_seed(seed)
+    spec = data_spec(recipe.student.model, recipe.student.args, place.dataset)
+    model = spec.build()
+    stages = list_stages(recipe)
+    methods = _make_all(stages, make_context(recipe, model, teacher, place, seed))
+    seconds = 0.0
+    for number, stage in enumerate(stages):
+        is_task = stage.name == TASK
+        here = folder if is_task else folder / "stages" / stage.name
+        finished = here / STATE
+        if not is_task and (state := load_checkpoint(finished)) is not None:
+            model.load_state_dict(state.group("student"))
+            for name, method in methods.items():
+                method.load_state_dict(state.group(f"method-{name}"))
+            seconds += state.facts["seconds"]
+            continue
+        torch.manual_seed(seed + number)
+        config = stage.config.model_copy(update={"seed": seed})
+        fitted = fit(
+            model,
+            Objective(config, stage.losses, methods, teacher, stage.init, place.cluster),
+            place.dataset,
+            place.augment,
+            config,
+            folder=here,
+            title=title if is_task else f"{title}, stage {stage.name}",
+            progress=place.progress,
+            device=place.device,
+            trains=stage.trains,
+            cluster=place.cluster,
+        )
+        seconds += fitted.seconds
+        model = fitted.model
+        if not is_task:
+            if place.cluster.leads:
+                groups = {"student": model.state_dict()}
+                groups.update({f"method-{name}": method.state_dict() for name, method in methods.items()})
+                save_checkpoint(finished, groups, {"seconds": fitted.seconds})
+                (here / CHECKPOINT).unlink(missing_ok=True)
+            place.cluster.wait()
+    results, files = _tell(methods, stages[-1], fitted.model, spec, folder, place)
+    return TrainedStudent(fitted, spec, seconds, results, files)
+
+
+def _make_all(stages: tuple[Stage, ...], context: Context) -> dict[str, DistillMethod]:
+    """Return the methods of all stages by name; a name that comes again is the same method, with what it learned."""
+    methods: dict[str, DistillMethod] = {}
+    for stage in stages:
+        new = [
+            loss for name, loss in zip(loss_names(list(stage.losses)), stage.losses, strict=True) if name not in methods
+        ]
+        methods.update(make_methods(new, context))
+    return methods
+
+
+def _tell(
+    methods: dict[str, DistillMethod], stage: Stage, student: nn.Module, spec: ModelSpec, folder: Path, place: Place
+) -> tuple[dict[str, Any], list[str]]:
+    test = DeviceSplit(place.dataset.test, place.device)
+
+    def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for start in range(0, len(test), 500):
+            yield place.augment.normalise(test.images[start : start + 500]), test.labels[start : start + 500]
+
+    results: dict[str, Any] = {}
+    files: list[str] = []
+    for name in loss_names(list(stage.losses)):
+        method = methods[name].eval()
+        with torch.no_grad():
+            results.update({f"{name}_{key}": value for key, value in method.results(student, batches).items()})
+        if place.cluster.leads:
+            files += method.save(folder, student, spec)
+    return results, files
