@@ -401,12 +401,21 @@ def _cross_check(raw: Mapping[str, Any], recipe: Recipe | None) -> list[str]:
         )
     for section in ("student", "teacher"):
         faults += _check_model(raw.get(section), section)
-    losses = raw.get("distill")
+    faults += _check_losses(raw.get("distill"), "distill", raw)
+    stages = raw.get("stages")
+    for index, stage in enumerate(stages if isinstance(stages, list) else []):
+        if isinstance(stage, Mapping):
+            faults += _check_losses(stage.get("distill"), f"stages.{index}.distill", raw)
+    return faults + (_check_values(recipe) + _check_stages(recipe) if recipe is not None else [])
+
+
+def _check_losses(losses: Any, section: str, raw: Mapping[str, Any]) -> list[str]:
+    faults: list[str] = []
     for index, loss in enumerate(losses if isinstance(losses, list) else []):
         method = loss.get("method") if isinstance(loss, Mapping) else None
         if not isinstance(method, str):
             continue
-        where = f"distill.{index}"
+        where = f"{section}.{index}"
         row = METHODS.get(method)
         if row is None:
             known = ", ".join(METHODS)
@@ -416,7 +425,32 @@ def _cross_check(raw: Mapping[str, Any], recipe: Recipe | None) -> list[str]:
             faults += _check_args(where, loss["args"], row.args, method)
         if row.needs_teacher and raw.get("teacher") is None:
             faults.append(f"{where}.method: '{method}' needs a teacher, but the recipe has no `teacher` section")
-    return faults + (_check_values(recipe) if recipe is not None else [])
+    return faults
+
+
+def _check_stages(recipe: Recipe) -> list[str]:
+    """Return what is wrong between the stages: names that come twice, stages without a loss, one loss in two shapes."""
+    faults: list[str] = []
+    names = [stage.name for stage in recipe.stages]
+    if len(set(names)) < len(names) or "task" in names:
+        faults.append(f"stages: each needs a name of its own other than 'task', not {', '.join(names)}")
+    shapes: dict[str, tuple[str, dict[str, Any]]] = {}
+    for where, losses in [
+        *((f"stages.{index}.distill", stage.distill) for index, stage in enumerate(recipe.stages)),
+        ("distill", recipe.distill),
+    ]:
+        for index, loss in enumerate(losses):
+            name = loss.name or loss.method
+            known = shapes.setdefault(name, (loss.method, loss.args))
+            if known != (loss.method, loss.args) and where != "distill":
+                faults.append(f"{where}.{index}: '{name}' is another loss elsewhere; give one of them another `name`")
+    for index, stage in enumerate(recipe.stages):
+        if stage.label_weight == 0 and not any(loss.weight > 0 for loss in stage.distill):
+            faults.append(f"stages.{index}: label_weight is 0 and no loss has a weight above 0: nothing to learn from")
+    given = [loss.name for loss in recipe.distill if loss.name]
+    if len(set(given)) < len(given):
+        faults.append("distill: two losses have the same `name`")
+    return faults
 
 
 def _check_values(recipe: Recipe) -> list[str]:
