@@ -116,7 +116,7 @@ def run_step(
 def train_steps(
     method: DistillMethod, student: nn.Module, teacher: nn.Module | None, steps: int = 50, lr: float = 0.05
 ) -> list[float]:
-    """Train the student (and the method's adapters) on one fixed batch with the method's loss alone; return the losses."""
+    """Train the student (and the method's adapters) on one fixed batch with its loss alone; return the losses."""
     parameters = [p for module in (student, method) for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(parameters, lr=lr, momentum=0.9)
     losses = []

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -21,9 +22,9 @@ def train_with_progress(recipe: Recipe, run_dir: Path, *, resume: bool = True, d
         SystemExit: SIGINT or SIGTERM, after everything was saved; 128 + the signal's number.
     """
     from tinykd.train import StopRequested, train
-    from tinykd.train.progress import make_progress
+    from tinykd.train.progress import Progress, make_progress
 
-    progress = make_progress()
+    progress = make_progress() if leads() else Progress()
     try:
         return train(recipe, run_dir, resume=resume, progress=progress, device=device)
     except StopRequested as stop:
@@ -31,6 +32,30 @@ def train_with_progress(recipe: Recipe, run_dir: Path, *, resume: bool = True, d
         raise SystemExit(128 + stop.signal_number) from None
     finally:
         progress.close()
+
+
+def leads() -> bool:
+    """Return whether this process is the one that talks: the only one, or the first that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def describe_cost(results: dict[str, Any]) -> str:
+    """Return what the training cost as a small table: speed, where a step's time goes, memory, wall time."""
+    cost = results["cost"]
+    shares = ", ".join(
+        f"{name} {cost[f'{name}_share']:.0%}"
+        for name in ("teacher", "student", "augmented", "data", "update")
+        if cost[f"{name}_share"] >= 0.005
+    )
+    overhead = cost["augmented_overhead"]
+    rows = [
+        ("speed", f"{results['steps_per_s']:.1f} steps/s on {results['device']}"),
+        ("a step is", shares),
+        ("NetAug", f"a step takes {overhead:.2f} times as long as without" if overhead else ""),
+        ("peak memory", f"{cost['peak_memory_mib']:,.0f} MiB"),
+        ("student trained", f"in {results['seconds']:,.0f} s"),
+    ]
+    return "\n".join(f"  {name:<16} {text}" for name, text in rows if text)
 
 
 @click.command("train")
@@ -52,9 +77,12 @@ def command(
     recipe = load_recipe(recipe_name, overrides)
     run_dir = out or Path("runs") / recipe.name
     manifest = train_with_progress(recipe, run_dir, resume=resume, device=device)
+    if not leads():
+        return
     if as_json:
         print_json({"run": str(run_dir), "recipe": recipe.name, **manifest.results})
         return
     results = manifest.results
     click.echo(f"{run_dir}/train: {results['top1_float']:.2%} of {results['num_test']} test images")
     click.echo(f"{results['params']:,} parameters, {results['macs']:,} MACs")
+    click.echo(describe_cost(results))
