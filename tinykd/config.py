@@ -35,12 +35,20 @@ class AugmentConfig(_Section):
     """Random changes of the training images, drawn anew for every image and step; 0 turns each one off."""
 
     crop_padding: int = Field(0, ge=0, description="pixels of zero padding before a random crop to the same size")
+    resized_crop: float = Field(
+        0.0, ge=0, le=1, description="least share of the area of a random crop that is enlarged to the full size"
+    )
+    resized_crop_ratio: float = Field(4 / 3, ge=1, description="width to height of that crop lies in [1 / r, r]")
     flip: bool = Field(False, description="mirror left-right with probability 1/2")
+    autoaugment: Literal["cifar10", "svhn", "imagenet", "random"] | None = Field(
+        None, description="policy of AutoAugment, or random operations as its baseline"
+    )
     rotate_deg: float = Field(0.0, ge=0, le=180, description="largest rotation to either side, degrees")
     translate: float = Field(0.0, ge=0, lt=1, description="largest shift as a fraction of the side")
     scale: float = Field(0.0, ge=0, lt=1, description="zoom by a factor in [1 - scale, 1 + scale]")
     shear_deg: float = Field(0.0, ge=0, lt=90, description="largest horizontal shear, degrees")
     brightness: float = Field(0.0, ge=0, lt=1, description="levels times a factor in [1 - b, 1 + b]")
+    saturation: float = Field(0.0, ge=0, le=1, description="distance from grey times a factor in [1 - s, 1 + s]")
     cutout: int = Field(0, ge=0, description="side of the square set to mean_level, pixels; clipped at the border")
     mixup: float = Field(0.0, ge=0, description="alpha of Beta(alpha, alpha), the share of each of two mixed images")
 
@@ -131,6 +139,18 @@ class StageConfig(_Section):
     )
 
 
+class RegularizeConfig(_Section):
+    """What is dropped at random inside the student while it trains; 0 turns each one off. Teachers are left alone."""
+
+    dropout: float = Field(0.0, ge=0, lt=1, description="share of the embedding's elements in front of the classifier")
+    spatial_dropout: float = Field(0.0, ge=0, lt=1, description="share of whole channels at `taps`")
+    dropblock: float = Field(
+        0.0, ge=0, lt=1, description="share of each map at `taps`, reached from 0 in a straight line over each stage"
+    )
+    block_size: int = Field(7, ge=1, description="`dropblock` only: side of the blocks, pixels")
+    taps: list[str] | None = Field(None, description="module paths or names; None: the ends of the last two stages")
+
+
 class ExportConfig(_Section):
     """How the trained student is quantised."""
 
@@ -149,6 +169,7 @@ class Recipe(_Section):
     distill: list[DistillConfig] = []
     stages: list[StageConfig] = []
     train: TrainConfig = TrainConfig()
+    regularize: RegularizeConfig = RegularizeConfig()
     export: ExportConfig = ExportConfig()
 
     def to_dict(self) -> dict[str, Any]:
@@ -165,7 +186,7 @@ class Recipe(_Section):
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-_TRAINING_SECTIONS = ("data", "student", "teacher", "distill", "stages", "train")
+_TRAINING_SECTIONS = ("data", "student", "teacher", "distill", "stages", "train", "regularize")
 
 
 class _StrictLoader(yaml.SafeLoader):
