@@ -36,6 +36,7 @@ class Method:
             student stands still), or "" for none. Its length is the argument `init_epochs`; whether the method stays
             in the stages after it is the argument `joint`.
         generations: the student is trained several times, each one teaching the next.
+        with_labels: False for methods that replace the labels: the recipe's `label_weight` must be 0 beside them.
     """
 
     key: str
@@ -50,6 +51,7 @@ class Method:
     needs_teacher: bool = True
     init: str = ""
     generations: bool = False
+    with_labels: bool = True
 
     @property
     def stages(self) -> str:
@@ -72,6 +74,142 @@ METHODS: dict[str, Method] = {
             weight="0.9, labels 0.1",
             implementation="tinykd.distill.kd:Kd",
             args={"temperature": 4.0},
+        ),
+        Method(
+            key="logit_l2",
+            title="Logit matching",
+            axis="logits",
+            matches="logits before the softmax, or probabilities",
+            paper="Ba, Caruana, NeurIPS 2014 (arXiv:1312.6184)",
+            cost="teacher forward",
+            weight="1, labels 0",
+            implementation="tinykd.distill.logit_l2:LogitL2",
+            args={"on": "logits", "reduction": "sum_half", "center": False},
+        ),
+        Method(
+            key="dkd",
+            title="Decoupled knowledge distillation",
+            axis="logits",
+            matches="the target class and the other classes, weighted apart",
+            paper="Zhao et al., CVPR 2022 (arXiv:2203.08679)",
+            cost="teacher forward",
+            weight="1, labels 1, warmup_epochs 20 of 240",
+            implementation="tinykd.distill.dkd:Dkd",
+            args={"alpha": 1.0, "beta": 8.0, "temperature": 4.0},
+        ),
+        Method(
+            key="dist",
+            title="Distillation from a stronger teacher",
+            axis="logits",
+            matches="correlations of probabilities, between classes and between images",
+            paper="Huang et al., NeurIPS 2022 (arXiv:2205.10536)",
+            cost="teacher forward",
+            weight="1, labels 1",
+            implementation="tinykd.distill.dist:Dist",
+            args={"beta": 1.0, "gamma": 1.0, "temperature": 1.0},
+        ),
+        Method(
+            key="logit_std",
+            title="Standardised logits",
+            axis="logits",
+            matches="softened class probabilities of z-scored logits",
+            paper="Sun et al., CVPR 2024 (arXiv:2403.01427)",
+            cost="teacher forward",
+            weight="9, labels 0.1",
+            implementation="tinykd.distill.logit_std:LogitStd",
+            args={"temperature": 2.0},
+        ),
+        Method(
+            key="func_match",
+            title="Function matching",
+            axis="logits",
+            matches="class probabilities on the student's own view, mixup included",
+            paper="Beyer et al., CVPR 2022 (arXiv:2106.05237)",
+            cost="teacher forward",
+            weight="1, labels 0",
+            implementation="tinykd.distill.func_match:FuncMatch",
+            with_labels=False,
+        ),
+        Method(
+            key="defensive",
+            title="Defensive distillation (broken as a defence: Carlini, Wagner, arXiv:1607.04311)",
+            axis="logits",
+            matches="softened class probabilities of the same model, trained at the same temperature",
+            paper="Papernot et al., IEEE S&P 2016 (arXiv:1511.04508)",
+            cost="teacher forward",
+            weight="1, labels 0",
+            implementation="tinykd.distill.defensive:Defensive",
+            args={"temperature": 20.0},
+            with_labels=False,
+        ),
+        Method(
+            key="rkd",
+            title="Relational knowledge distillation",
+            axis="relations",
+            matches="distances and angles between the images of a batch",
+            paper="Park et al., CVPR 2019 (arXiv:1904.05068)",
+            cost="teacher forward, N^3 angles",
+            weight="1, labels 1",
+            implementation="tinykd.distill.rkd:Rkd",
+            args={
+                "distance_weight": 25.0,
+                "angle_weight": 50.0,
+                "mode": "paper",
+                "normalise": None,
+                "student_taps": None,
+                "teacher_taps": None,
+            },
+        ),
+        Method(
+            key="sp",
+            title="Similarity-preserving distillation",
+            axis="relations",
+            matches="products of the last stage's maps between the images of a batch",
+            paper="Tung, Mori, ICCV 2019 (arXiv:1907.09682)",
+            cost="teacher forward",
+            weight="3000, labels 1",
+            implementation="tinykd.distill.sp:Sp",
+            args={"student_taps": None, "teacher_taps": None},
+        ),
+        Method(
+            key="cc",
+            title="Correlation congruence",
+            axis="relations",
+            matches="embeddings of neighbours in the batch, or correlations between its images",
+            paper="Peng et al., ICCV 2019 (arXiv:1904.01802)",
+            cost="teacher forward, two linear layers",
+            weight="0.02, labels 1",
+            implementation="tinykd.distill.cc:Cc",
+            args={"form": "pairs", "dim": 128, "gamma": 0.4, "order": 2, "student_taps": None, "teacher_taps": None},
+        ),
+        Method(
+            key="pkt",
+            title="Probabilistic knowledge transfer",
+            axis="relations",
+            matches="probabilities of being neighbours within a batch",
+            paper="Passalis, Tefas, ECCV 2018 (arXiv:1803.10837)",
+            cost="teacher forward",
+            weight="30000, labels 1",
+            implementation="tinykd.distill.pkt:Pkt",
+            args={"student_taps": None, "teacher_taps": None},
+        ),
+        Method(
+            key="crd",
+            title="Contrastive representation distillation",
+            axis="relations",
+            matches="an image's embedding, told apart from those of other classes",
+            paper="Tian, Krishnan, Isola, ICLR 2020 (arXiv:1910.10699)",
+            cost="teacher forward, two linear layers, products with all images' embeddings",
+            weight="0.8, labels 1",
+            implementation="tinykd.distill.crd:Crd",
+            args={
+                "dim": 128,
+                "negatives": 16384,
+                "temperature": 0.07,
+                "momentum": 0.5,
+                "student_taps": None,
+                "teacher_taps": None,
+            },
         ),
     )
 }

@@ -277,6 +277,17 @@ def match_size(student: torch.Tensor, teacher: torch.Tensor) -> tuple[torch.Tens
     )
 
 
+def unit_vectors(x: torch.Tensor, dim: int = 1, least: float = 1e-8) -> torch.Tensor:
+    """Return `x` divided by its L2 norm along `dim`.
+
+    Vectors not longer than `least` have no direction: they become zeros without a gradient, where a division by a
+    clamped norm would have one of up to 1 / least.
+    """
+    squared = x.square().sum(dim=dim, keepdim=True)
+    has_direction = squared > least**2
+    return torch.where(has_direction, x * torch.where(has_direction, squared, 1.0).rsqrt(), 0.0)
+
+
 def require_maps(method: str, view: str, shapes: Sequence[Shape], taps: Sequence[str]) -> None:
     """Raise ConfigError unless every tap gives a (C, H, W) map."""
     for shape, tap in zip(shapes, taps, strict=True):
@@ -296,6 +307,12 @@ def require_number(
         or (least is not None and not value >= least)
     ):
         raise ConfigError(f"{method}: {name} must be a number{limit}, not {value!r}")
+
+
+def require_whole(method: str, name: str, value: object, least: int) -> None:
+    """Raise ConfigError unless `value` is a whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(f"{method}: {name} must be a whole number of at least {least}, not {value!r}")
 
 
 def require_choice(method: str, name: str, value: object, choices: Sequence[str]) -> None:

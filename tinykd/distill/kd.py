@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from tinykd.distill.base import DistillMethod, DistillStep, require_teacher_logits
-from tinykd.errors import ConfigError
+from tinykd.distill.base import DistillMethod, DistillStep, in_float32, require_number, require_teacher_logits
 
 
 def kd_loss(student_logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -21,9 +20,9 @@ def kd_loss(student_logits: torch.Tensor, teacher_logits: torch.Tensor, temperat
         temperature: T, above 0.
     """
     with torch.autocast(student_logits.device.type, enabled=False):
-        precision = torch.promote_types(student_logits.dtype, torch.float32)
-        log_student = F.log_softmax(student_logits.to(precision) / temperature, dim=1)
-        log_teacher = F.log_softmax(teacher_logits.detach().to(precision) / temperature, dim=1)
+        student, teacher = in_float32(student_logits, teacher_logits.detach())
+        log_student = F.log_softmax(student / temperature, dim=1)
+        log_teacher = F.log_softmax(teacher / temperature, dim=1)
         divergence = F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
         return divergence * temperature**2
 
@@ -35,10 +34,11 @@ class Kd(DistillMethod):
         ConfigError: the temperature is not above 0.
     """
 
+    local = True
+
     def __init__(self, temperature: float = 4.0) -> None:
         super().__init__()
-        if not isinstance(temperature, int | float) or not temperature > 0:
-            raise ConfigError(f"kd: temperature must be a number above 0, not {temperature!r}")
+        require_number("kd", "temperature", temperature, above=0)
         self.temperature = float(temperature)
 
     def forward(self, step: DistillStep) -> torch.Tensor:
