@@ -474,6 +474,41 @@ def _check_stages(recipe: Recipe) -> list[str]:
     return faults
 
 
+def _check_label_weight(where: str, label_weight: float, losses: list[DistillConfig]) -> list[str]:
+    """Return a fault for each loss that takes the labels' place while they have a weight."""
+    if label_weight == 0:
+        return []
+    return [
+        f"{where}.label_weight: must be 0 beside '{loss.method}', which learns from the teacher alone, "
+        f"not {label_weight:g}"
+        for loss in losses
+        if loss.weight > 0 and loss.method in METHODS and not METHODS[loss.method].with_labels
+    ]
+
+
+def _check_defensive(recipe: Recipe, loss: DistillConfig) -> list[str]:
+    """Return where a recipe of defensive distillation does not have two equal models at one temperature."""
+    teacher, student = recipe.teacher, recipe.student
+    if loss.weight == 0 or teacher is None:
+        return []
+    faults: list[str] = []
+    own, other = (
+        {**(entry.args if (entry := find_entry(config.model)) else {}), **config.args} for config in (student, teacher)
+    )
+    if teacher.model != student.model or own != other:
+        faults.append(
+            f"teacher.model: 'defensive' needs a teacher that is the same model as the student, {student.model} {own}, "
+            f"not {teacher.model} {other}"
+        )
+    temperature = {**METHODS[loss.method].args, **loss.args}["temperature"]
+    if teacher.train is not None and teacher.train.temperature != temperature:
+        faults.append(
+            f"teacher.train.temperature: 'defensive' needs the teacher to learn at its own temperature, {temperature}, "
+            f"not at {teacher.train.temperature:g}"
+        )
+    return faults
+
+
 def _check_values(recipe: Recipe) -> list[str]:
     faults: list[str] = []
     teacher = recipe.teacher
@@ -502,6 +537,11 @@ def _check_values(recipe: Recipe) -> list[str]:
             faults.append(f"{where}.milestones: must rise, not {train.milestones}")
         if train.nesterov and train.optimizer == "sgd" and train.momentum == 0:
             faults.append(f"{where}.nesterov: needs momentum above 0")
+    faults += _check_label_weight("train", recipe.train.label_weight, recipe.distill)
+    for index, stage in enumerate(recipe.stages):
+        faults += _check_label_weight(f"stages.{index}", stage.label_weight, stage.distill)
+    for losses in (recipe.distill, *(stage.distill for stage in recipe.stages)):
+        faults += [fault for loss in losses if loss.method == "defensive" for fault in _check_defensive(recipe, loss)]
     if recipe.train.label_weight == 0 and not any(loss.weight > 0 for loss in recipe.distill):
         faults.append("train.label_weight: is 0 and no distillation loss has a weight above 0: nothing to learn from")
     entry = DATASETS.get(recipe.data.name)
