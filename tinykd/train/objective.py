@@ -16,6 +16,7 @@ from tinykd.errors import ConfigError
 from tinykd.models.taps import record
 from tinykd.models.teacher import Teacher
 from tinykd.train.cluster import SOLO, Cluster
+from tinykd.train.frozen import FrozenTeacher
 from tinykd.train.stages import loss_names
 
 
@@ -83,6 +84,7 @@ class Objective(nn.Module):
         self.methods = nn.ModuleDict({name: (methods or {})[name] for name in names})
         needed = any(METHODS[loss.method].needs_teacher for loss in self.losses)
         self._teacher = [teacher] if teacher is not None and needed else []
+        self._frozen: FrozenTeacher | None = None
         self.student_taps = _all_taps(self.methods, "student_taps")
         self.teacher_taps = _all_taps(self.methods, "teacher_taps")
         self.needs_input_grad = any(method.needs_input_grad for method in self._each())
@@ -107,7 +109,11 @@ class Objective(nn.Module):
         """Return what the teacher makes of the images; part of the graph only for methods that differentiate it."""
         if self.teacher is None:
             return Taught(None, {})
-        with torch.set_grad_enabled(self.needs_input_grad), record(self.teacher.model, self.teacher_taps) as features:
+        if not self.needs_input_grad:
+            if self._frozen is None:
+                self._frozen = FrozenTeacher(self.teacher, self.teacher_taps)
+            return Taught(*self._frozen(images))
+        with record(self.teacher.model, self.teacher_taps) as features:
             logits = self.teacher(images)
         return Taught(logits, features)
 
