@@ -309,7 +309,7 @@ def require_number(
         raise ConfigError(f"{method}: {name} must be a number{limit}, not {value!r}")
 
 
-def require_whole(method: str, name: str, value: object, least: int) -> None:
+def require_integer(method: str, name: str, value: object, *, least: int) -> None:
     """Raise ConfigError unless `value` is a whole number of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ConfigError(f"{method}: {name} must be a whole number of at least {least}, not {value!r}")

@@ -21,7 +21,7 @@ from tinykd.distill.base import (
     in_float32,
     require_choice,
     require_number,
-    require_whole,
+    require_integer,
     unit_vectors,
 )
 
@@ -99,8 +99,8 @@ class Cc(FeatureMethod):
         super().__init__(student_taps, teacher_taps)
         require_choice("cc", "form", form, FORMS)
         require_number("cc", "gamma", gamma, above=0)
-        require_whole("cc", "dim", dim, least=1)
-        require_whole("cc", "order", order, least=1)
+        require_integer("cc", "dim", dim, least=1)
+        require_integer("cc", "order", order, least=1)
         self.form, self.dim, self.gamma, self.order = form, dim, float(gamma), order
         self.embed_student, self.embed_teacher = nn.ModuleList(), nn.ModuleList()
 

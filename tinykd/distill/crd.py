@@ -15,7 +15,7 @@ from tinykd.distill.base import (
     Shape,
     Taps,
     require_number,
-    require_whole,
+    require_integer,
     unit_vectors,
 )
 from tinykd.distill.cc import embed
@@ -93,8 +93,8 @@ class Crd(FeatureMethod):
         teacher_taps: Taps | None = None,
     ) -> None:
         super().__init__(student_taps, teacher_taps)
-        require_whole("crd", "dim", dim, least=1)
-        require_whole("crd", "negatives", negatives, least=1)
+        require_integer("crd", "dim", dim, least=1)
+        require_integer("crd", "negatives", negatives, least=1)
         require_number("crd", "temperature", temperature, above=0)
         require_number("crd", "momentum", momentum, least=0)
         if momentum >= 1:
