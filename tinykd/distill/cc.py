@@ -20,8 +20,8 @@ from tinykd.distill.base import (
     Taps,
     in_float32,
     require_choice,
-    require_number,
     require_integer,
+    require_number,
     unit_vectors,
 )
 

@@ -14,8 +14,8 @@ from tinykd.distill.base import (
     FeatureMethod,
     Shape,
     Taps,
-    require_number,
     require_integer,
+    require_number,
     unit_vectors,
 )
 from tinykd.distill.cc import embed
