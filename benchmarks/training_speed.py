@@ -189,7 +189,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30, help="timed steps of each loop in each round")
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="of the baseline's DataLoader")
-    parser.add_argument("--no-amp", action="store_true", help="on a GPU: float32 in tinykd's loop, too")
+    parser.add_argument("--no-amp", action="store_true", help="float32 in tinykd's loop, as in the baseline")
     parser.add_argument("--no-save", action="store_true")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
@@ -214,11 +214,12 @@ def main() -> None:
         "data": data,
         "batch": BATCH,
         "workers": arguments.workers,
+        "mixed_precision": not arguments.no_amp,
         "rounds": rounds,
         "median_ratio": statistics.median(ratios),
     }
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"training-speed-{device.type}.json"
+    path = RESULTS / f"training-speed-{device.type}{'-float32' if arguments.no_amp else ''}.json"
     path.write_text(json.dumps(record, indent=1) + "\n")
     print(f"written: {path}")
 

@@ -90,7 +90,9 @@ class TrainConfig(_Section):
     )
     ema: float = Field(0.0, ge=0, lt=1, description="decay per step of the averaged weights; 0 is off")
     clip_norm: float = Field(0.0, ge=0, description="largest gradient norm; 0 is off")
-    amp: bool = Field(True, description="mixed precision; only on a GPU")
+    amp: bool | None = Field(
+        None, description="mixed precision; None: on a GPU only; true: on CPUs with bfloat16 instructions, too"
+    )
     eval_every: int = Field(1, ge=1, description="epochs between validations")
     seed: int = Field(0, ge=0)
 
@@ -406,6 +408,9 @@ def _check_model(raw: Any, section: str) -> list[str]:
     if section == "student" and entry.role != "student":
         students = ", ".join(model_names("student"))
         return [f"student.model: '{name}' is a teacher and cannot go on a microcontroller. Students: {students}"]
+    if section == "student" and entry.derived:
+        whole = name.partition("@")[0]
+        return [f"student.model: '{name}' is a part of {whole}; train that with method 'byot', which makes its exits"]
     args = raw.get("args")
     return _check_args(section, args, entry.args, name) if isinstance(args, Mapping) and not entry.open_args else []
 
@@ -462,6 +467,9 @@ def _check_stages(recipe: Recipe) -> list[str]:
     ]:
         for index, loss in enumerate(losses):
             name = loss.name or loss.method
+            row = METHODS.get(loss.method)
+            if row is not None and row.generations and where != "distill":
+                faults.append(f"{where}.{index}: '{loss.method}' trains in generations; it belongs into `distill`")
             known = shapes.setdefault(name, (loss.method, loss.args))
             if known != (loss.method, loss.args) and where != "distill":
                 faults.append(f"{where}.{index}: '{name}' is another loss elsewhere; give one of them another `name`")

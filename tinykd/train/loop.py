@@ -139,6 +139,7 @@ def fit(
                 run.seconds += time.perf_counter() - clock
                 run.save()
                 raise StopRequested(stop[0] if stop else 15, run.checkpoint)
+    run.average_networks()
     trained = run.passes.finish(run.averaged_model()).eval()
     val = evaluate(trained, run.val, augment)
     return FitResult(trained, run.seconds, run.total_steps / max(run.seconds, 1e-9), val, run.cost.figures())
@@ -182,6 +183,8 @@ class _Run:
         self.cost = Cost(device)
         self.order = torch.empty(0, dtype=torch.int64, device=device)
         self.ema = Ema(self.model, config.ema) if config.ema else None
+        networks = self.objective.networks()
+        self.networks_ema = Ema(networks, config.ema) if config.ema and len(networks) else None
         self.generator = torch.Generator(device=device)
         self.generator.manual_seed(config.seed)
         _choose_trained(self.model, trains)
@@ -190,12 +193,16 @@ class _Run:
         # Sums over the epoch so far: loss, correct, then the parts of the loss.
         self.sums = torch.zeros(2 + len(objective.part_names), dtype=torch.float64, device=device)
         self.figures: dict[str, float] = {}
-        self.amp = config.amp and device.type == "cuda"
-        self.amp_dtype = torch.bfloat16 if self.amp and torch.cuda.is_bf16_supported(False) else torch.float16
+        self.amp, self.amp_dtype = _mixed_precision(config, device)
         self.scaler = torch.amp.GradScaler(enabled=self.amp and self.amp_dtype is torch.float16)
 
     def averaged_model(self) -> nn.Module:
         return self.model if self.ema is None else self.ema.model
+
+    def average_networks(self) -> None:
+        """Give the networks beside the student their averaged weights, as `averaged_model` has the student's."""
+        if self.networks_ema is not None:
+            self.objective.networks().load_state_dict(self.networks_ema.model.state_dict())
 
     def train_step(self) -> None:
         epoch, position = divmod(self.step, self.steps_per_epoch)
@@ -216,6 +223,8 @@ class _Run:
         if self.ema is not None:
             with self.cost.part("update"):
                 self.ema.update(self.model, self.step)
+                if self.networks_ema is not None:
+                    self.networks_ema.update(self.objective.networks(), self.step)
         self.step += 1
 
     def _take_turn(self, step: DistillStep, last: bool) -> None:
@@ -309,6 +318,7 @@ class _Run:
             "model": self.model.state_dict(),
             "objective": self.objective.state_dict(),
             "ema": {} if self.ema is None else self.ema.model.state_dict(),
+            "networks_ema": {} if self.networks_ema is None else self.networks_ema.model.state_dict(),
             "optimizer": optimizer_tensors,
             "loop": {"sums": self.sums, "augment_rng": self.generator.get_state(), "cpu_rng": torch.get_rng_state()},
         }
@@ -340,6 +350,8 @@ class _Run:
         self.objective.load_state_dict(saved.group("objective"))
         if self.ema is not None:
             self.ema.model.load_state_dict(saved.group("ema"))
+        if self.networks_ema is not None:
+            self.networks_ema.model.load_state_dict(saved.group("networks_ema"))
         loop = saved.group("loop")
         self.sums.copy_(loop["sums"])
         torch.set_rng_state(loop["cpu_rng"])
@@ -347,6 +359,14 @@ class _Run:
             self.generator.set_state(loop["augment_rng"])
             if "cuda_rng" in loop:
                 torch.cuda.set_rng_state(loop["cuda_rng"], self.device)
+
+
+def _mixed_precision(config: TrainConfig, device: torch.device) -> tuple[bool, torch.dtype]:
+    """Return whether to use mixed precision, and in which type: bfloat16 where there are instructions for it."""
+    if device.type == "cuda":
+        bfloat16 = torch.cuda.is_bf16_supported(False)
+        return config.amp is not False, torch.bfloat16 if bfloat16 else torch.float16
+    return config.amp is True and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()), torch.bfloat16
 
 
 def _choose_trained(model: nn.Module, trains: Trained) -> None:
