@@ -26,7 +26,8 @@ def command(run: Path, board: str | None, ptq: bool, calibration: str, again: bo
     """Export the student of the run folder RUN.
 
     Writes RUN/export/model.tflite (int8 in, int8 out, with its memory plan for stock TFLite Micro), model.float.onnx
-    and model.qdq.onnx, and measures float and int8 accuracy on the test images.
+    and model.qdq.onnx, and measures float and int8 accuracy on the test images. Early exits that training made are
+    exported in the same way, as exits/exit1.tflite and so on.
     """
     from tinykd.commands.export_stage import ensure_export
     from tinykd.commands.target import RUNS
@@ -57,6 +58,11 @@ def command(run: Path, board: str | None, ptq: bool, calibration: str, again: bo
             f"top-1 on {results['samples']:,} test images: float {results['top1_float']:.2%}, "
             f"int8 {results['top1_int8']:.2%} ({results['agree']:.2%} of the answers agree)"
         )
+        for part in results["exits"]:
+            click.echo(
+                f"{exported / part['model_tflite']}: {part['tflite_bytes']:,} B, {part['macs']:,} MACs, "
+                f"float {part['top1_float']:.2%}, int8 {part['top1_int8']:.2%}"
+            )
         if results["parity_values_checked"]:
             click.echo(f"{results['parity_values_checked']:,} values equal TFLite Micro's, bit for bit")
     if the_board is not None:

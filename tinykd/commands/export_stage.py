@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,18 @@ from tinykd.commands.target import MODEL_FILE
 from tinykd.errors import ParityError
 
 if TYPE_CHECKING:
-    from tinykd.config import Recipe
+    from collections.abc import Iterable
 
-FLOAT_ONNX, QDQ_ONNX = "model.float.onnx", "model.qdq.onnx"
+    from torch import nn
+
+    from tinykd.config import Recipe
+    from tinykd.data.base import Dataset
+    from tinykd.models.load import ModelSpec
+
+_STEM = MODEL_FILE.removesuffix(".tflite")
+FLOAT_ONNX, QDQ_ONNX = f"{_STEM}.float.onnx", f"{_STEM}.qdq.onnx"
+STUDENT = "student.safetensors"
+_EXIT = re.compile(r"exits/exit(\d+)\.safetensors")
 _PARITY_SAMPLES = 4
 
 
@@ -37,7 +47,7 @@ class ExportOptions:
 
 
 def ensure_export(run: Path, *, method: str = "minmax", again: bool = False) -> Manifest:
-    """Export the trained student of a run; an unharmed export of the same student and options is kept.
+    """Export the trained student of a run, and its early exits; an unharmed export of the same ones is kept.
 
     Raises:
         ArtifactError: the run has no finished training.
@@ -49,40 +59,59 @@ def ensure_export(run: Path, *, method: str = "minmax", again: bool = False) -> 
     trained = read_manifest(run / "train", "train")
     recipe = load_recipe(run / "train" / "recipe.yaml")
     options = ExportOptions(recipe.export.calibration_images, recipe.export.calibration_seed, method)
-    inputs = {"student.safetensors": trained.outputs["student.safetensors"]}
+    inputs = {name: digest for name, digest in trained.outputs.items() if name == STUDENT or _EXIT.fullmatch(name)}
     folder = run / "export"
     if not again and (manifest := find_fresh(folder, "export", inputs, options.__dict__)):
         return manifest
     with draft_artifact(
         folder, "export", inputs=inputs, config=options.__dict__, seed=options.calibration_seed, tools=_tools()
     ) as draft:
-        results = _export(run, recipe, options, draft.folder)
+        results = _export(run, recipe, options, inputs, draft.folder)
         draft.results.update(results)
     return read_manifest(folder, "export")
 
 
-def _export(run: Path, recipe: Recipe, options: ExportOptions, folder: Path) -> dict[str, Any]:
-    from tinykd.data import calibration, load_dataset
+def _export(run: Path, recipe: Recipe, options: ExportOptions, names: Iterable[str], folder: Path) -> dict[str, Any]:
+    """Export the student and the early exits among the files `names` of RUN/train; return the stage's results."""
+    from tinykd.data import load_dataset
+    from tinykd.models.load import load_model
+
+    started = time.perf_counter()
+    dataset = load_dataset(recipe.data)
+    student, spec = load_model(run / "train" / STUDENT)
+    results = {"name": recipe.name, **_export_network(student, spec, dataset, options, folder, _STEM, recipe.name)}
+    exits = []
+    for number in sorted(int(found[1]) for name in names if (found := _EXIT.fullmatch(name))):
+        part, part_spec = load_model(run / "train" / f"exits/exit{number}.safetensors")
+        name = f"{recipe.name}-exit{number}"
+        exported = _export_network(part, part_spec, dataset, options, folder, f"exits/exit{number}", name)
+        exits.append({"name": name, "exit": number, "model": part_spec.model, **exported})
+    return {**results, "exits": exits, "seconds": round(time.perf_counter() - started, 3)}
+
+
+def _export_network(
+    model: nn.Module, spec: ModelSpec, dataset: Dataset, options: ExportOptions, folder: Path, stem: str, name: str
+) -> dict[str, Any]:
+    """Quantise one network into `folder/<stem>.tflite`, `.float.onnx` and `.qdq.onnx`; return what it has become."""
+    from tinykd.data import calibration
     from tinykd.export import convert, float_reference, oracle, parity, reference
     from tinykd.formats import onnx_torch, onnx_writer, tflite_writer
     from tinykd.ir import graph_macs
-    from tinykd.models.load import load_spec, load_student
     from tinykd.plan import plan_for_tflm, tflm_offsets
 
-    model, _ = load_student(run)
-    spec = load_spec(run)
-    dataset = load_dataset(recipe.data)
+    float_file, int8_file, qdq_file = f"{stem}.float.onnx", f"{stem}.tflite", f"{stem}.qdq.onnx"
+    (folder / stem).parent.mkdir(parents=True, exist_ok=True)
     float_onnx = onnx_torch.export_torch(model, (spec.in_channels, spec.resolution, spec.resolution))
-    (folder / FLOAT_ONNX).write_bytes(float_onnx)
+    (folder / float_file).write_bytes(float_onnx)
 
     started = time.perf_counter()
     normalization = convert.Normalization(spec.mean_level, spec.std_level)
     images = calibration.calibration_images(dataset, options.calibration_images, options.calibration_seed)
-    float_graph, graph = convert.convert(float_onnx, images, normalization, name=recipe.name, method=options.method)
+    float_graph, graph = convert.convert(float_onnx, images, normalization, name=name, method=options.method)
     tflm_plan = plan_for_tflm(graph)
     tflite = tflite_writer.write(graph, tflm_offsets(tflm_plan))
-    (folder / MODEL_FILE).write_bytes(tflite)
-    (folder / QDQ_ONNX).write_bytes(onnx_writer.write_qdq(graph))
+    (folder / int8_file).write_bytes(tflite)
+    (folder / qdq_file).write_bytes(onnx_writer.write_qdq(graph))
     convert_seconds = time.perf_counter() - started
 
     x = convert.to_device(dataset.test.images)
@@ -92,14 +121,13 @@ def _export(run: Path, recipe: Recipe, options: ExportOptions, folder: Path) -> 
     compared = parity.compare(graph, tflite, x[:_PARITY_SAMPLES]) if oracle.is_available() else None
     if compared is not None and compared.first_mismatch is not None:
         raise ParityError(
-            f"the exported model differs from TFLite Micro first at {compared.first_mismatch.describe()}",
+            f"the exported {stem} differs from TFLite Micro first at {compared.first_mismatch.describe()}",
             "Nothing was written. Please report it with the recipe: this is a bug of tinykd's.",
         )
     return {
-        "name": recipe.name,
-        "model_tflite": MODEL_FILE,
-        "model_onnx": QDQ_ONNX,
-        "model_float_onnx": FLOAT_ONNX,
+        "model_tflite": int8_file,
+        "model_onnx": qdq_file,
+        "model_float_onnx": float_file,
         "tflite_bytes": len(tflite),
         "top1_float": float(np.mean(predicted_float == labels)),
         "top1_int8": float(np.mean(predicted_int8 == labels)),

@@ -171,6 +171,9 @@ class DistillMethod(nn.Module):
     local: ClassVar[bool] = False
     """With several processes: True computes the loss on each one's own images and averages (right for means over images
     and for methods that run models themselves); False gathers logits and features first (right for relations)."""
+    averaged: ClassVar[bool] = False
+    """With `train.ema`: average the method's weights like the student's, and end with the averages. For methods with
+    networks that run beside the student (peers, branches, exits)."""
     needs_input_grad: bool = False
     """The step's images must require a gradient, and the teacher's forward pass must be part of the graph."""
     turns: int = 1

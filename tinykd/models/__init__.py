@@ -32,7 +32,8 @@ class ModelEntry:
             `resolution`, `in_channels` and the arguments, and for a family the `name` as well.
         args: arguments that a recipe may give, with their defaults.
         pattern: regular expression of the names of a family; "" for a single name.
-        open_args: accept any argument (checked by the library behind it).
+        open_args: accept any argument (checked by the library or the family behind it).
+        derived: a part of another model that a training makes; never the student of a recipe.
     """
 
     name: str
@@ -43,6 +44,7 @@ class ModelEntry:
     args: Mapping[str, Any] = field(default_factory=dict)
     pattern: str = ""
     open_args: bool = False
+    derived: bool = False
 
 
 _HE = "He et al., CVPR 2016 (arXiv:1512.03385)"
@@ -85,6 +87,16 @@ _ENTRIES = (
             pattern=re.escape(name),
         )
         for name, row in ZOO.items()
+    ),
+    ModelEntry(
+        name="<student>@exit<n>",
+        role="student",
+        summary="a student up to the end of its stage n, as method `byot` leaves it; not for recipes",
+        source="Zhang et al., ICCV 2019 (arXiv:1905.08094)",
+        implementation="tinykd.models.early_exit:build",
+        pattern=r"[^:@]+@exit\d+",
+        open_args=True,
+        derived=True,
     ),
     ModelEntry(
         name="resnet<depth>",
@@ -135,8 +147,8 @@ def find_entry(name: str) -> ModelEntry | None:
 
 
 def model_names(role: str | None = None) -> list[str]:
-    """Return the names of the registry, families as patterns, of one role or of both."""
-    return [entry.name for entry in _ENTRIES if role in (None, entry.role)]
+    """Return the names that a recipe may give, families as patterns, of one role or of both."""
+    return [entry.name for entry in _ENTRIES if role in (None, entry.role) and not entry.derived]
 
 
 def build_model(name: str, num_classes: int, resolution: int, in_channels: int = 3, **args: Any) -> nn.Module:

@@ -82,7 +82,7 @@ class Objective(nn.Module):
         self.losses = [loss for loss in losses if loss.weight > 0]
         names = loss_names(self.losses)
         self.methods = nn.ModuleDict({name: (methods or {})[name] for name in names})
-        needed = any(METHODS[loss.method].needs_teacher for loss in self.losses)
+        needed = any(METHODS[loss.method].needs_teacher or METHODS[loss.method].generations for loss in self.losses)
         self._teacher = [teacher] if teacher is not None and needed else []
         self._frozen: FrozenTeacher | None = None
         self.student_taps = _all_taps(self.methods, "student_taps")
@@ -91,6 +91,10 @@ class Objective(nn.Module):
         self.turns = max([1, *(method.turns for method in self._each())])
         self.part_names = (["labels"] if self.label_weight > 0 else []) + names
         """Names of the parts that `forward` returns, in order."""
+
+    def networks(self) -> nn.ModuleList:
+        """Return the methods whose weights are averaged like the student's: those with networks of their own."""
+        return nn.ModuleList(method for method in self._each() if method.averaged)
 
     def _each(self) -> list[DistillMethod]:
         return list(self.methods.values())  # type: ignore[arg-type]

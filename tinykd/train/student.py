@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,14 +11,17 @@ from typing import Any
 import torch
 from torch import nn
 
+from tinykd.artifact import write_json
 from tinykd.config import DistillConfig, Recipe
 from tinykd.distill import METHODS
 from tinykd.distill.base import Context, DistillMethod, ModelView
+from tinykd.distill.networks import mean_probabilities
 from tinykd.errors import ConfigError
 from tinykd.models import build_model
 from tinykd.models.load import STUDENT, ModelSpec, load_model, save_model
 from tinykd.models.teacher import Teacher
 from tinykd.train.checkpoint import load_checkpoint, save_checkpoint
+from tinykd.train.journal import METRICS
 from tinykd.train.loop import CHECKPOINT, DeviceSplit, FitResult, evaluate, fit
 from tinykd.train.objective import Objective, make_methods
 from tinykd.train.place import Place
@@ -25,6 +29,7 @@ from tinykd.train.stages import TASK, Stage, list_stages, loss_names
 from tinykd.train.teach import data_spec
 
 STATE = "state.safetensors"
+GENERATION = "generation.json"
 
 
 @dataclass(frozen=True)
@@ -117,31 +122,27 @@ def _generations(loss: DistillConfig) -> int:
 def _train_generations(
     recipe: Recipe, teacher: Teacher | None, folder: Path, place: Place, generations: int
 ) -> TrainedStudent:
-    """Train a first student on the labels, unless a teacher is given, and then each generation from the one before."""
-    plain = recipe.model_copy(update={"distill": [], "train": recipe.train.model_copy(update={"label_weight": 1.0})})
+    """Train a first student on the labels, unless a teacher is given, and then each generation from the one before.
+
+    Every generation starts from fresh weights and a seed of its own. All but the last are kept in `generation-<n>/`, so
+    that a training that was stopped goes on in the generation it was in.
+    """
     test = DeviceSplit(place.dataset.test, place.device)
-    first = 1 if teacher is not None else 0
     accuracies: list[float | None] = []
     members: list[nn.Module] = []
-    seconds = 0.0
-    for generation in range(first, generations + 1):
-        last = generation == generations
-        here = folder if last else folder / f"generation-{generation}"
-        done = here / STUDENT
-        seed = recipe.train.seed + generation
-        if not last and done.is_file():
-            model, _ = load_model(done)
-            model = model.to(place.device)
+    seconds, files = 0.0, []
+    for generation in range(0 if teacher is None else 1, generations + 1):
+        own = recipe if generation else _plain(recipe)
+        seed = recipe.train.seed + _GENERATION_STRIDE * generation
+        title = f"student {recipe.student.model}, generation {generation} of {generations}"
+        if generation == generations:
+            trained = _train_once(own, teacher, folder, place, seed, title)
+            model, spent = trained.fitted.model, trained.seconds
         else:
-            own = recipe if generation else plain
-            title = f"student {recipe.student.model}, generation {generation} of {generations}"
-            trained = _train_once(own, teacher, here, place, seed, title)
-            model = trained.fitted.model
-            seconds += trained.seconds
-            if not last and place.cluster.leads:
-                save_model(done, model, trained.spec)
-                (here / CHECKPOINT).unlink(missing_ok=True)
-            place.cluster.wait()
+            name = f"generation-{generation}"
+            model, spent = _keep_generation(own, teacher, folder / name, place, seed, title)
+            files += [f"{name}/{file}" for file in (STUDENT, METRICS)]
+        seconds += spent
         accuracies.append(evaluate(model, test, place.augment))
         if generation:
             members.append(model)
@@ -151,7 +152,34 @@ def _train_generations(
         "generations_top1": accuracies,
         "ensemble_top1": evaluate(_Ensemble(members), test, place.augment),
     }
-    return TrainedStudent(trained.fitted, trained.spec, seconds, results, trained.files)
+    return TrainedStudent(trained.fitted, trained.spec, seconds, results, [*files, *trained.files])
+
+
+_GENERATION_STRIDE = 1_000_003
+"""Between the seeds of generations, far from the neighbouring numbers that recipes use."""
+
+
+def _plain(recipe: Recipe) -> Recipe:
+    """Return the recipe of a student that learns from the labels alone."""
+    train = recipe.train.model_copy(update={"label_weight": 1.0})
+    return recipe.model_copy(update={"distill": [], "stages": [], "train": train})
+
+
+def _keep_generation(
+    recipe: Recipe, teacher: Teacher | None, folder: Path, place: Place, seed: int, title: str
+) -> tuple[nn.Module, float]:
+    """Return the model of a generation that is not the last, and its training time; a finished one is loaded."""
+    done, facts = folder / STUDENT, folder / GENERATION
+    if done.is_file():
+        model, _ = load_model(done)
+        return model.to(place.device), json.loads(facts.read_text())["seconds"]
+    trained = _train_once(recipe, teacher, folder, place, seed, title)
+    if place.cluster.leads:
+        write_json(facts, {"seed": seed, "seconds": trained.seconds})
+        save_model(done, trained.fitted.model, trained.spec)
+        (folder / CHECKPOINT).unlink(missing_ok=True)
+    place.cluster.wait()
+    return trained.fitted.model, trained.seconds
 
 
 class _Ensemble(nn.Module):
@@ -162,7 +190,7 @@ class _Ensemble(nn.Module):
         self.members = nn.ModuleList(members)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.stack([member(x).softmax(1) for member in self.members]).mean(0)
+        return mean_probabilities([member(x) for member in self.members])
 
 
 def _train_once(
