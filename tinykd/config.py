@@ -460,19 +460,13 @@ def _check_stages(recipe: Recipe) -> list[str]:
     names = [stage.name for stage in recipe.stages]
     if len(set(names)) < len(names) or "task" in names:
         faults.append(f"stages: each needs a name of its own other than 'task', not {', '.join(names)}")
-    shapes: dict[str, tuple[str, dict[str, Any]]] = {}
-    for where, losses in [
-        *((f"stages.{index}.distill", stage.distill) for index, stage in enumerate(recipe.stages)),
-        ("distill", recipe.distill),
-    ]:
-        for index, loss in enumerate(losses):
+    shapes = {loss.name or loss.method: (loss.method, loss.args) for loss in recipe.distill}
+    for place, stage in enumerate(recipe.stages):
+        for index, loss in enumerate(stage.distill):
             name = loss.name or loss.method
-            row = METHODS.get(loss.method)
-            if row is not None and row.generations and where != "distill":
-                faults.append(f"{where}.{index}: '{loss.method}' trains in generations; it belongs into `distill`")
-            known = shapes.setdefault(name, (loss.method, loss.args))
-            if known != (loss.method, loss.args) and where != "distill":
-                faults.append(f"{where}.{index}: '{name}' is another loss elsewhere; give one of them another `name`")
+            if shapes.setdefault(name, (loss.method, loss.args)) != (loss.method, loss.args):
+                where = f"stages.{place}.distill.{index}"
+                faults.append(f"{where}: '{name}' is another loss elsewhere; give one of them another `name`")
     for index, stage in enumerate(recipe.stages):
         if stage.label_weight == 0 and not any(loss.weight > 0 for loss in stage.distill):
             faults.append(f"stages.{index}: label_weight is 0 and no loss has a weight above 0: nothing to learn from")
