@@ -464,6 +464,11 @@ def _check_stages(recipe: Recipe) -> list[str]:
     for place, stage in enumerate(recipe.stages):
         for index, loss in enumerate(stage.distill):
             name = loss.name or loss.method
+            row = METHODS.get(loss.method)
+            if row is not None and row.generations:
+                faults.append(
+                    f"stages.{place}.distill.{index}: '{loss.method}' trains in generations; it belongs into `distill`"
+                )
             if shapes.setdefault(name, (loss.method, loss.args)) != (loss.method, loss.args):
                 where = f"stages.{place}.distill.{index}"
                 faults.append(f"{where}: '{name}' is another loss elsewhere; give one of them another `name`")
