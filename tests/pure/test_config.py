@@ -144,7 +144,7 @@ def test_all_faults_are_reported_together() -> None:
 @pytest.mark.parametrize(
     ("overrides", "text"),
     [
-        (["student.model=resnet56", "student.args={}"], "is a teacher"),
+        (["student.model=resnet18", "student.args={}"], "is a teacher"),
         (["student.args.widht=2"], "Did you mean 'width'?"),
         (["distill.0.args.temprature=2"], "Did you mean 'temperature'?"),
         (["teacher=null"], "needs a teacher"),
