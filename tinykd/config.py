@@ -153,8 +153,23 @@ class RegularizeConfig(_Section):
     taps: list[str] | None = Field(None, description="module paths or names; None: the ends of the last two stages")
 
 
+class QatConfig(_Section):
+    """Training with rounding to int8 in the loop, after the float student is done; the other settings are `train`'s."""
+
+    epochs: int = Field(5, ge=1)
+    lr: float = Field(0.005, gt=0, description="at the start; a cosine takes it to 0")
+    weight_decay: float = Field(0.0, ge=0, description="not applied to biases")
+    batch_size: int | None = Field(None, ge=1, description="None: as in `train`")
+    teacher: Literal["self", "teacher"] = Field("self", description="the float student, or the recipe's teacher")
+    temperature: float = Field(4.0, gt=0, description="of the divergence from the teacher")
+    weight: float = Field(1.0, ge=0, description="weight of the divergence from the teacher; 0 learns from labels alone")
+    label_weight: float = Field(0.0, ge=0, description="weight of the cross-entropy with the labels")
+    range_momentum: float = Field(0.99, ge=0, lt=1, description="what each step keeps of the ranges of activations")
+    freeze_after: float = Field(0.5, ge=0, le=1, description="share of the steps after which ranges stay as they are")
+
+
 class ExportConfig(_Section):
-    """How the trained student is quantised."""
+    """How the trained student is quantised, unless `qat` has decided it."""
 
     calibration_images: int = Field(500, ge=1, description="images from the train split")
     calibration_seed: int = Field(0, ge=0)
@@ -172,6 +187,7 @@ class Recipe(_Section):
     stages: list[StageConfig] = []
     train: TrainConfig = TrainConfig()
     regularize: RegularizeConfig = RegularizeConfig()
+    qat: QatConfig | None = None
     export: ExportConfig = ExportConfig()
 
     def to_dict(self) -> dict[str, Any]:
@@ -182,10 +198,14 @@ class Recipe(_Section):
         """Return the whole recipe as YAML that `load_recipe` reads back to an equal recipe."""
         return yaml.safe_dump(self.to_dict(), sort_keys=False, width=100)
 
+    def training_facts(self) -> dict[str, Any]:
+        """Return the sections that decide the training result; with `qat`, its first ranges come from `export`'s."""
+        sections = (*_TRAINING_SECTIONS, "qat", "export") if self.qat else _TRAINING_SECTIONS
+        return {key: value for key, value in self.to_dict().items() if key in sections}
+
     def digest(self) -> str:
         """Return the SHA-256 (64 hex digits) of what decides the training result; name and description do not."""
-        facts = {key: value for key, value in self.to_dict().items() if key in _TRAINING_SECTIONS}
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(self.training_facts(), sort_keys=True).encode()).hexdigest()
 
 
 _TRAINING_SECTIONS = ("data", "student", "teacher", "distill", "stages", "train", "regularize")
@@ -232,6 +252,7 @@ def load_recipe(name: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     faults: list[str] = []
     for override in overrides:
         _apply_override(raw, override, faults)
+    faults += _complete_student(raw.get("student"))
     recipe, schema_faults = _validate(raw)
     faults += schema_faults
     faults += _cross_check(raw, recipe)
@@ -415,6 +436,21 @@ def _check_model(raw: Any, section: str) -> list[str]:
     return _check_args(section, args, entry.args, name) if isinstance(args, Mapping) and not entry.open_args else []
 
 
+def _complete_student(raw: Any) -> list[str]:
+    """Give a student the arguments without which it could not go onto a microcontroller; return those that differ."""
+    if not isinstance(raw, dict) or not isinstance(raw.get("model"), str):
+        return []
+    entry, args = find_entry(raw["model"]), raw.get("args", {})
+    if entry is None or not entry.student_args or not isinstance(args, Mapping):
+        return []
+    raw["args"] = {**entry.student_args, **args}
+    return [
+        f"student.args.{key}: {args[key]!r} is for teachers; a microcontroller can run '{raw['model']}' with {needed!r}"
+        for key, needed in entry.student_args.items()
+        if args.get(key, needed) != needed
+    ]
+
+
 def _cross_check(raw: Mapping[str, Any], recipe: Recipe | None) -> list[str]:
     """Return the faults that single fields cannot show. Names are checked on the raw values, so that a fault
     elsewhere hides none of them."""
@@ -551,6 +587,11 @@ def _check_values(recipe: Recipe) -> list[str]:
         faults += [fault for loss in losses if loss.method == "defensive" for fault in _check_defensive(recipe, loss)]
     if recipe.train.label_weight == 0 and not any(loss.weight > 0 for loss in recipe.distill):
         faults.append("train.label_weight: is 0 and no distillation loss has a weight above 0: nothing to learn from")
+    if recipe.qat is not None:
+        if recipe.qat.teacher == "teacher" and recipe.qat.weight > 0 and teacher is None:
+            faults.append("qat.teacher: is 'teacher', but the recipe has no `teacher` section; 'self' needs none")
+        if recipe.qat.weight == 0 and recipe.qat.label_weight == 0:
+            faults.append("qat.weight: is 0 and so is qat.label_weight: nothing to learn from")
     entry = DATASETS.get(recipe.data.name)
     if recipe.data.resolution is not None and entry is not None and not entry.resizable:
         faults.append(f"data.resolution: '{recipe.data.name}' has a fixed resolution; only `folder` can change it")

@@ -34,6 +34,8 @@ class ModelEntry:
         pattern: regular expression of the names of a family; "" for a single name.
         open_args: accept any argument (checked by the library or the family behind it).
         derived: a part of another model that a training makes; never the student of a recipe.
+        student_args: arguments that have these values in a student, because it could not go onto a microcontroller with
+            others; a recipe need not name them.
     """
 
     name: str
@@ -45,10 +47,12 @@ class ModelEntry:
     pattern: str = ""
     open_args: bool = False
     derived: bool = False
+    student_args: Mapping[str, Any] = field(default_factory=dict)
 
 
 _HE = "He et al., CVPR 2016 (arXiv:1512.03385)"
 _MBV2 = "Sandler et al., CVPR 2018 (arXiv:1801.04381)"
+_VGG = "Simonyan, Zisserman, ICLR 2015 (arXiv:1409.1556)"
 _MCUNET = "Lin et al., NeurIPS 2020 (arXiv:2007.10319)"
 
 _ENTRIES = (
@@ -99,22 +103,57 @@ _ENTRIES = (
         derived=True,
     ),
     ModelEntry(
+        name="MobileNetV2",
+        role="student",
+        summary="MobileNetV2 of the distillation benchmarks: width 0.5, stem of stride 2 on 32x32",
+        source=_MBV2,
+        implementation="tinykd.models.mobilenetv2_half:build",
+        args={"width": 0.5, "stem_stride": 2},
+    ),
+    ModelEntry(
         name="resnet<depth>",
-        role="teacher",
-        summary="CIFAR ResNet: resnet20, resnet32, resnet44, resnet56, resnet110",
+        role="student",
+        summary="CIFAR ResNet: resnet14, 20, 32, 44, 56, 110, 8x4 and 32x4; shortcut A pads with zeros, B projects "
+        "(always in a student)",
         source=_HE,
         implementation="tinykd.models.resnet_cifar:build",
         args={"width": 1.0, "shortcut": "A"},
-        pattern=r"resnet(20|32|44|56|110)",
+        pattern=r"resnet(14|20|32|44|56|110|8x4|32x4)",
+        student_args={"shortcut": "B"},
+    ),
+    ModelEntry(
+        name="vgg<depth>",
+        role="student",
+        summary="VGG with batch norm for small images: vgg8, vgg11, vgg13, vgg16, vgg19",
+        source=_VGG,
+        implementation="tinykd.models.vgg:build",
+        args={"width": 1.0},
+        pattern=r"vgg(8|11|13|16|19)",
     ),
     ModelEntry(
         name="wrn-<depth>-<width>",
-        role="teacher",
-        summary="wide ResNet, for example wrn-40-2; depth = 6n + 4",
+        role="student",
+        summary="wide ResNet, for example wrn-40-2 or wrn_40_2, depth = 6n + 4; trains, but cannot be exported yet, "
+        "for its batch norm in front of convolutions",
         source="Zagoruyko, Komodakis, BMVC 2016 (arXiv:1605.07146)",
         implementation="tinykd.models.wrn:build",
         args={"dropout": 0.0},
-        pattern=r"wrn-\d+-\d+",
+        pattern=r"wrn[-_]\d+[-_]\d+",
+    ),
+    ModelEntry(
+        name="ResNet50",
+        role="teacher",
+        summary="ResNet-50 with a 3x3 stem, for small images",
+        source=_HE,
+        implementation="tinykd.models.resnet50:build",
+    ),
+    ModelEntry(
+        name="ShuffleV<version>",
+        role="teacher",
+        summary="ShuffleV1 or ShuffleV2 for 32x32; cannot be a student yet: SPLIT and CONCAT are not in the compiler",
+        source="Zhang et al., CVPR 2018 (arXiv:1707.01083); Ma et al., ECCV 2018 (arXiv:1807.11164)",
+        implementation="tinykd.models.shufflenet:build",
+        pattern=r"ShuffleV[12]",
     ),
     ModelEntry(
         name="resnet18",

@@ -1,5 +1,7 @@
 """ResNets for 32x32 images (He et al. 2016, arXiv:1512.03385, section 4.2), depth = 6n + 2.
 
+`resnet8x4` and `resnet32x4` are the wide ones of distillation benchmarks: stages four times as wide, a stem twice.
+
 Parameter names are those of the common public CIFAR checkpoints (`conv1`, `layer1.0.conv1`, ..., `linear`).
 """
 
@@ -43,20 +45,28 @@ class _Block(nn.Module):
 
 
 class ResNetCifar(Backbone):
-    """Stem, three stages of n basic blocks with widths (16, 32, 64) times `width`, pooling, one linear layer."""
+    """Stem, three stages of n basic blocks, pooling, one linear layer.
 
-    def __init__(self, depth: int, num_classes: int, in_channels: int, width: float, shortcut: str) -> None:
+    Args:
+        depth: 6n + 2.
+        widths: channels of the stem and of the three stages.
+        num_classes, in_channels: classes and input channels.
+        shortcut: "A" or "B".
+    """
+
+    def __init__(
+        self, depth: int, widths: tuple[int, int, int, int], num_classes: int, in_channels: int, shortcut: str
+    ) -> None:
         super().__init__()
-        widths = [round(channels * width) for channels in (16, 32, 64)]
         blocks = (depth - 2) // 6
         self.conv1 = nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
         self.act = nn.ReLU()
-        self.layer1 = self._stage(widths[0], widths[0], blocks, 1, shortcut)
-        self.layer2 = self._stage(widths[0], widths[1], blocks, 2, shortcut)
-        self.layer3 = self._stage(widths[1], widths[2], blocks, 2, shortcut)
+        self.layer1 = self._stage(widths[0], widths[1], blocks, 1, shortcut)
+        self.layer2 = self._stage(widths[1], widths[2], blocks, 2, shortcut)
+        self.layer3 = self._stage(widths[2], widths[3], blocks, 2, shortcut)
         self.pool = GlobalMean()
-        self.linear = nn.Linear(widths[2], num_classes)
+        self.linear = nn.Linear(widths[3], num_classes)
         init_weights(self)
 
     @staticmethod
@@ -76,7 +86,10 @@ class ResNetCifar(Backbone):
 
 
 def build(name: str, num_classes: int, resolution: int, in_channels: int, width: float, shortcut: str) -> nn.Module:
-    """Return `resnet<depth>`; shortcut "A" pads with zero channels (no parameters), "B" projects where shapes change.
+    """Return `resnet<depth>` or `resnet<depth>x4`, every channel count times `width`.
+
+    Shortcut "A" pads with zero channels and has no parameters (the original's, and that of public checkpoints); "B"
+    projects where shapes change (that of distillation benchmarks, and the one that a microcontroller can run).
 
     Raises:
         ConfigError: an argument outside its range.
@@ -85,4 +98,8 @@ def build(name: str, num_classes: int, resolution: int, in_channels: int, width:
         raise ConfigError(f"{name}: shortcut must be 'A' (zero padding) or 'B' (projection), not {shortcut!r}")
     if not 0.1 <= width <= 8:
         raise ConfigError(f"{name}: width {width} is outside 0.1..8")
-    return ResNetCifar(int(name.removeprefix("resnet")), num_classes, in_channels, width, shortcut)
+    depth, _, factor = name.removeprefix("resnet").partition("x")
+    stem, narrow, middle, wide = (
+        round(channels * width) for channels in ((32, 64, 128, 256) if factor else (16, 16, 32, 64))
+    )
+    return ResNetCifar(int(depth), (stem, narrow, middle, wide), num_classes, in_channels, shortcut)

@@ -61,12 +61,12 @@ class WideResNet(Backbone):
 
 
 def build(name: str, num_classes: int, resolution: int, in_channels: int, dropout: float) -> nn.Module:
-    """Return `wrn-<depth>-<width>`.
+    """Return `wrn-<depth>-<width>`, also spelled `wrn_<depth>_<width>`.
 
     Raises:
         ConfigError: the depth is not 6n + 4, the width is 0, or the dropout is outside 0..1.
     """
-    depth, width = (int(part) for part in name.removeprefix("wrn-").split("-"))
+    depth, width = (int(part) for part in name.replace("_", "-").removeprefix("wrn-").split("-"))
     if depth < 10 or (depth - 4) % 6:
         raise ConfigError(f"{name}: the depth must be 6n + 4 (10, 16, 22, 28, 34, 40, ...), not {depth}")
     if not 1 <= width <= 20:
