@@ -25,6 +25,7 @@ from tinykd.train.journal import METRICS
 from tinykd.train.loop import CHECKPOINT, DeviceSplit, FitResult, evaluate, fit
 from tinykd.train.objective import Objective, make_methods
 from tinykd.train.place import Place
+from tinykd.train.regularized import check_regularizer, regularize
 from tinykd.train.stages import TASK, Stage, list_stages, loss_names
 from tinykd.train.teach import data_spec
 
@@ -70,10 +71,15 @@ def check_recipe(recipe: Recipe, place: Place, teacher: Teacher | None = None) -
 def _stage_faults(
     stage: Stage, recipe: Recipe, student: nn.Module, teacher: Teacher | None, place: Place
 ) -> Iterator[str]:
-    try:
-        make_methods(stage.losses, make_context(recipe, student, teacher, place))
-    except ConfigError as error:
-        yield from str(error).splitlines()
+    context = make_context(recipe, student, teacher, place)
+    for check in (
+        lambda: make_methods(stage.losses, context),
+        lambda: check_regularizer(recipe.regularize, context.student),
+    ):
+        try:
+            check()
+        except ConfigError as error:
+            yield from str(error).splitlines()
     if isinstance(stage.trains, tuple):
         known = {name for name, _ in student.named_modules()}
         yield from (
@@ -225,6 +231,7 @@ def _train_once(
             title=title if is_task else f"{title}, stage {stage.name}",
             progress=place.progress,
             device=place.device,
+            passes=regularize(None, recipe.regularize, config.epochs, place.cluster),
             trains=stage.trains,
             cluster=place.cluster,
         )
