@@ -221,6 +221,8 @@ class FeatureMethod(DistillMethod):
     """
 
     default_taps: ClassVar[str | tuple[str, ...]] = "@stages"
+    default_teacher_taps: ClassVar[str | tuple[str, ...] | None] = None
+    """The teacher's, where they differ."""
 
     def __init__(self, student_taps: Taps | None = None, teacher_taps: Taps | None = None) -> None:
         super().__init__()
@@ -235,9 +237,10 @@ class FeatureMethod(DistillMethod):
         if context.teacher is None:
             raise ConfigError("needs a teacher")
         views = context.student, context.teacher
+        defaults = self.default_taps, self.default_teacher_taps or self.default_taps
         resolved = [
-            view.resolve(self.default_taps if wanted is None else wanted)
-            for view, wanted in zip(views, self.wanted_taps, strict=True)
+            view.resolve(default if wanted is None else wanted)
+            for view, wanted, default in zip(views, self.wanted_taps, defaults, strict=True)
         ]
         if len(resolved[0]) != len(resolved[1]):
             if self.wanted_taps != (None, None):
