@@ -68,7 +68,8 @@ def _init_stage(recipe: Recipe, loss: DistillConfig) -> Stage | None:
     changes = {"epochs": args["init_epochs"], "label_weight": 0.0}
     if args.get("init_lr"):
         changes["lr"] = args["init_lr"]
-    plain = loss.model_copy(update={"weight_end": None, "warmup_epochs": 0.0})
+    weight = args.get("init_weight") or loss.weight
+    plain = loss.model_copy(update={"weight": weight, "weight_end": None, "warmup_epochs": 0.0})
     trains: Literal["student", "methods"] = "student" if row.init == "student" else "methods"
     return Stage(f"init-{loss.name or loss.method}", _shorten(recipe.train, changes), (plain,), True, trains)
 
