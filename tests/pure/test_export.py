@@ -7,8 +7,8 @@ from graphs import needs_oracle
 from tinykd.errors import ConfigError, DataError, InvalidModelError, UnsupportedModelError
 from tinykd.export import calibrate, convert, float_reference, oracle, parity, reference
 from tinykd.export.passes import fold_batch_norm, fold_pad, fuse_activation, lower_padding, run_passes, squeeze_mean
-from tinykd.export.quantize import activation_quant
 from tinykd.ir import Quant, graph_macs, verify
+from tinykd.ir.affine import activation_quant
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed")
 helper, numpy_helper = onnx.helper, onnx.numpy_helper

@@ -12,17 +12,21 @@ from tinykd.commands.output import json_option, print_json
 @click.command("export")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--board", metavar="B", help="Also plan the model for this board; exit code 3 when it does not fit.")
-@click.option("--ptq/--qat", default=True, help="Post-training quantisation (default), or the scales of QAT.")
+@click.option(
+    "--qat/--ptq",
+    default=None,
+    help="Weights and scales of quantisation-aware training (default where the run has it), or calibration.",
+)
 @click.option(
     "--calibration",
     type=click.Choice(["minmax", "percentile"]),
-    default="minmax",
-    show_default=True,
-    help="How activation ranges are found.",
+    help="How activation ranges are found without quantisation-aware training [default: minmax].",
 )
 @click.option("--again", is_flag=True, help="Export anew even when nothing has changed.")
 @json_option
-def command(run: Path, board: str | None, ptq: bool, calibration: str, again: bool, as_json: bool) -> None:
+def command(
+    run: Path, board: str | None, qat: bool | None, calibration: str | None, again: bool, as_json: bool
+) -> None:
     """Export the student of the run folder RUN.
 
     Writes RUN/export/model.tflite (int8 in, int8 out, with its memory plan for stock TFLite Micro), model.float.onnx
@@ -31,17 +35,14 @@ def command(run: Path, board: str | None, ptq: bool, calibration: str, again: bo
     """
     from tinykd.commands.export_stage import ensure_export
     from tinykd.commands.target import RUNS
-    from tinykd.errors import ConfigError
 
-    if not ptq:
-        raise ConfigError("export --qat: this student was not trained with QAT", "Leave the option out for --ptq.")
     the_board = None
     if board is not None:
         from tinykd.board import load_board
 
         the_board = load_board(board)
     folder = run if run.is_dir() or not (RUNS / run).is_dir() else RUNS / run
-    manifest = ensure_export(folder, method=calibration, again=again)
+    manifest = ensure_export(folder, method=calibration, qat=qat, again=again)
     results = manifest.results
     exported = folder / "export"
     result = {

@@ -13,7 +13,8 @@ import numpy as np
 from tinykd.artifact import Manifest, draft_artifact, read_manifest
 from tinykd.commands.pipeline import find_fresh
 from tinykd.commands.target import MODEL_FILE
-from tinykd.errors import ParityError
+from tinykd.errors import ConfigError, ParityError
+from tinykd.train import QAT_WEIGHTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -39,18 +40,27 @@ class ExportOptions:
         calibration_images: images of the training split.
         calibration_seed: which ones.
         method: how ranges are found, a key of `tinykd.export.calibrate.METHODS`.
+        qat: take the student's weights and ranges from training with rounding in the loop; early exits have none.
     """
 
     calibration_images: int
     calibration_seed: int
     method: str
+    qat: bool
 
 
-def ensure_export(run: Path, *, method: str = "minmax", again: bool = False) -> Manifest:
+def ensure_export(run: Path, *, method: str | None = None, qat: bool | None = None, again: bool = False) -> Manifest:
     """Export the trained student of a run, and its early exits; an unharmed export of the same ones is kept.
+
+    Args:
+        run: the run's folder.
+        method: how ranges are found, a key of `tinykd.export.calibrate.METHODS`; None is "minmax".
+        qat: whether weights and scales come from quantisation-aware training; None: where the run has them.
+        again: export also what has not changed.
 
     Raises:
         ArtifactError: the run has no finished training.
+        ConfigError: `qat` without such a training, or with a method.
         UnsupportedModelError: the student has a layer that has no int8 form.
         ParityError: the exported model differs from TFLite Micro: a bug of tinykd's.
     """
@@ -58,8 +68,11 @@ def ensure_export(run: Path, *, method: str = "minmax", again: bool = False) -> 
 
     trained = read_manifest(run / "train", "train")
     recipe = load_recipe(run / "train" / "recipe.yaml")
-    options = ExportOptions(recipe.export.calibration_images, recipe.export.calibration_seed, method)
-    inputs = {name: digest for name, digest in trained.outputs.items() if name == STUDENT or _EXIT.fullmatch(name)}
+    qat = _use_qat(trained, recipe, qat, method)
+    settings = recipe.export
+    options = ExportOptions(settings.calibration_images, settings.calibration_seed, method or "minmax", qat)
+    wanted = {STUDENT, QAT_WEIGHTS} if qat else {STUDENT}
+    inputs = {name: digest for name, digest in trained.outputs.items() if name in wanted or _EXIT.fullmatch(name)}
     folder = run / "export"
     if not again and (manifest := find_fresh(folder, "export", inputs, options.__dict__)):
         return manifest
@@ -71,6 +84,23 @@ def ensure_export(run: Path, *, method: str = "minmax", again: bool = False) -> 
     return read_manifest(folder, "export")
 
 
+def _use_qat(trained: Manifest, recipe: Recipe, wanted: bool | None, method: str | None) -> bool:
+    """Return whether weights and scales come from quantisation-aware training."""
+    available = QAT_WEIGHTS in trained.outputs
+    if wanted and not available:
+        raise ConfigError(
+            f"export --qat: the student of '{recipe.name}' was not trained with quantisation in the loop",
+            "Add a `qat` section to the recipe and train it, or leave the option out.",
+        )
+    qat = available if wanted is None else wanted
+    if qat and method is not None:
+        raise ConfigError(
+            "export --calibration: the ranges of this student come from quantisation-aware training",
+            "Add --ptq to calibrate the float student instead.",
+        )
+    return qat
+
+
 def _export(run: Path, recipe: Recipe, options: ExportOptions, names: Iterable[str], folder: Path) -> dict[str, Any]:
     """Export the student and the early exits among the files `names` of RUN/train; return the stage's results."""
     from tinykd.data import load_dataset
@@ -79,7 +109,11 @@ def _export(run: Path, recipe: Recipe, options: ExportOptions, names: Iterable[s
     started = time.perf_counter()
     dataset = load_dataset(recipe.data)
     student, spec = load_model(run / "train" / STUDENT)
-    results = {"name": recipe.name, **_export_network(student, spec, dataset, options, folder, _STEM, recipe.name)}
+    rounded = run / "train" / QAT_WEIGHTS if options.qat else None
+    results = {
+        "name": recipe.name,
+        **_export_network(student, spec, dataset, options, folder, _STEM, recipe.name, rounded),
+    }
     exits = []
     for number in sorted(int(found[1]) for name in names if (found := _EXIT.fullmatch(name))):
         part, part_spec = load_model(run / "train" / f"exits/exit{number}.safetensors")
@@ -90,11 +124,21 @@ def _export(run: Path, recipe: Recipe, options: ExportOptions, names: Iterable[s
 
 
 def _export_network(
-    model: nn.Module, spec: ModelSpec, dataset: Dataset, options: ExportOptions, folder: Path, stem: str, name: str
+    model: nn.Module,
+    spec: ModelSpec,
+    dataset: Dataset,
+    options: ExportOptions,
+    folder: Path,
+    stem: str,
+    name: str,
+    rounded: Path | None = None,
 ) -> dict[str, Any]:
-    """Quantise one network into `folder/<stem>.tflite`, `.float.onnx` and `.qdq.onnx`; return what it has become."""
+    """Quantise one network into `folder/<stem>.tflite`, `.float.onnx` and `.qdq.onnx`; return what it has become.
+
+    Its weights and ranges come from the file `rounded` that quantisation-aware training wrote, or from calibration.
+    """
     from tinykd.data import calibration
-    from tinykd.export import convert, float_reference, oracle, parity, reference
+    from tinykd.export import convert, float_reference, oracle, parity, quantize, reference
     from tinykd.formats import onnx_torch, onnx_writer, tflite_writer
     from tinykd.ir import graph_macs
     from tinykd.plan import plan_for_tflm, tflm_offsets
@@ -106,8 +150,15 @@ def _export_network(
 
     started = time.perf_counter()
     normalization = convert.Normalization(spec.mean_level, spec.std_level)
-    images = calibration.calibration_images(dataset, options.calibration_images, options.calibration_seed)
-    float_graph, graph = convert.convert(float_onnx, images, normalization, name=name, method=options.method)
+    if rounded is None:
+        images = calibration.calibration_images(dataset, options.calibration_images, options.calibration_seed)
+        float_graph, graph = convert.convert(float_onnx, images, normalization, name=name, method=options.method)
+    else:
+        from tinykd.train.qat import load_quantised
+
+        float_graph, input_quant = convert.lower(float_onnx, name), normalization.input_quant()
+        student = load_quantised(rounded, float_graph, input_quant)
+        graph = quantize.quantize(student.float_graph(), student.named_ranges(), input_quant)
     tflm_plan = plan_for_tflm(graph)
     tflite = tflite_writer.write(graph, tflm_offsets(tflm_plan))
     (folder / int8_file).write_bytes(tflite)
@@ -133,7 +184,8 @@ def _export_network(
         "top1_int8": float(np.mean(predicted_int8 == labels)),
         "agree": float(np.mean(predicted_float == predicted_int8)),
         "samples": len(labels),
-        "calibration_images": len(images),
+        "quantised_by": "ptq" if rounded is None else "qat",
+        "calibration_images": len(images) if rounded is None else None,
         "tflm_head_bytes": tflm_plan.arena_bytes,
         "macs": graph_macs(graph),
         "parity_values_checked": compared.values_checked if compared else None,

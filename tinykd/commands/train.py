@@ -21,12 +21,13 @@ def train_with_progress(recipe: Recipe, run_dir: Path, *, resume: bool = True, d
     Raises:
         SystemExit: SIGINT or SIGTERM, after everything was saved; 128 + the signal's number.
     """
+    from tinykd.commands.lowering import lower_student
     from tinykd.train import StopRequested, train
     from tinykd.train.progress import Progress, make_progress
 
     progress = make_progress() if leads() else Progress()
     try:
-        return train(recipe, run_dir, resume=resume, progress=progress, device=device)
+        return train(recipe, run_dir, resume=resume, progress=progress, device=device, lower=lower_student)
     except StopRequested as stop:
         progress.note(f"Stopped; everything is saved. Continue with the same command: it goes on in {run_dir}.")
         raise SystemExit(128 + stop.signal_number) from None

@@ -40,6 +40,15 @@ def to_device(images: np.ndarray) -> np.ndarray:
     return (images.astype(np.int16) - PIXEL_OFFSET).astype(np.int8)
 
 
+def lower(float_onnx: bytes, name: str) -> Graph:
+    """Return the float graph after all passes: batch norm folded, activations fused, paddings spelt out.
+
+    Raises:
+        UnsupportedModelError: the model has a node or a structure that has no int8 form.
+    """
+    return run_passes(onnx_reader.read(float_onnx, name))
+
+
 def convert(
     float_onnx: bytes, images: np.ndarray, normalization: Normalization, *, name: str, method: str = "minmax"
 ) -> tuple[Graph, Graph]:
@@ -55,6 +64,6 @@ def convert(
     Raises:
         UnsupportedModelError: the model has a node or a structure that has no int8 form.
     """
-    graph = run_passes(onnx_reader.read(float_onnx, name))
+    graph = lower(float_onnx, name)
     ranges = calibration.calibrate(graph, normalization.to_float(images), method)
     return graph, quantize(graph, ranges, normalization.input_quant())

@@ -15,21 +15,7 @@ import numpy as np
 from tinykd.errors import InternalError
 from tinykd.export.calibrate import Range
 from tinykd.ir import Graph, Op, Quant, Tensor, verify
-
-WEIGHT_MAX = 127
-# Accumulators are int32: a bias may take half of the range.
-_BIAS_LIMIT = 1 << 30
-_SMALLEST_SCALE = 1e-8
-_KEEPS_QUANT = ("average_pool_2d", "max_pool_2d", "pad", "reshape")
-_OUTPUT_CHANNEL_AXIS = {"conv_2d": 0, "depthwise_conv_2d": 3, "fully_connected": None}
-
-
-def activation_quant(low: float, high: float) -> Quant:
-    """Return int8 parameters whose range covers [low, high] and represents 0 exactly."""
-    low, high = min(low, 0.0), max(high, 0.0)
-    scale = max((high - low) / 255.0, _SMALLEST_SCALE)
-    zero_point = int(np.clip(round(-128 - low / scale), -128, 127))
-    return Quant.per_tensor(scale, zero_point)
+from tinykd.ir.affine import OUTPUT_CHANNEL_AXIS, WEIGHT_MAX, activation_quants, weight_scales
 
 
 def quantize(graph: Graph, ranges: Mapping[str, Range], input_quant: Quant) -> Graph:
@@ -40,21 +26,13 @@ def quantize(graph: Graph, ranges: Mapping[str, Range], input_quant: Quant) -> G
         ranges: (low, high) of every activation, from `calibrate`.
         input_quant: parameters of the input; chosen so that the int8 input is `pixel - 128`.
     """
-    quants = {graph.inputs[0]: input_quant}
-    for op in graph.ops:
-        output = op.outputs[0]
-        if op.kind in _KEEPS_QUANT:
-            quants[output] = quants[op.inputs[0]]
-        elif op.kind == "softmax":
-            quants[output] = Quant.per_tensor(1 / 256, -128)
-        else:
-            quants[output] = activation_quant(*ranges[output])
+    quants = activation_quants(graph, ranges, input_quant)
     tensors = {
         name: replace(tensor, dtype="int8", quant=quants[name]) if name in quants else tensor
         for name, tensor in graph.tensors.items()
     }
     for op in graph.ops:
-        if op.kind in _OUTPUT_CHANNEL_AXIS:
+        if op.kind in OUTPUT_CHANNEL_AXIS:
             _quantize_weights(tensors, op)
     return verify(graph.with_ops(graph.ops, tensors))
 
@@ -64,14 +42,12 @@ def _quantize_weights(tensors: dict[str, Tensor], op: Op) -> None:
     x_quant = tensors[op.inputs[0]].quant
     if weights is None or bias is None or x_quant is None:
         raise InternalError(f"op '{op.source}' ({op.kind}) has no float weights to quantise")
-    axis = _OUTPUT_CHANNEL_AXIS[op.kind]
+    axis = OUTPUT_CHANNEL_AXIS[op.kind]
     channels_last = weights.astype(np.float64) if axis is None else np.moveaxis(weights.astype(np.float64), axis, -1)
     magnitude = np.abs(channels_last).max(axis=None if axis is None else tuple(range(weights.ndim - 1)))
-    scale = np.maximum(magnitude / WEIGHT_MAX, _SMALLEST_SCALE)
-    # A channel with tiny weights and a large bias would overflow its int32 bias: coarser weights cost nothing there.
     bias_magnitude = np.abs(bias.astype(np.float64))
-    needed = (bias_magnitude.max() if axis is None else bias_magnitude) / (_BIAS_LIMIT * x_quant.scale)
-    scale = np.maximum(scale, needed).astype(np.float32).astype(np.float64)
+    scale = weight_scales(magnitude, bias_magnitude.max() if axis is None else bias_magnitude, x_quant.scale)
+    scale = scale.astype(np.float32).astype(np.float64)
     integers = np.clip(np.rint(channels_last / scale), -WEIGHT_MAX, WEIGHT_MAX).astype(np.int8)
     if axis is not None:
         integers = np.moveaxis(integers, -1, axis)

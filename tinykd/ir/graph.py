@@ -96,6 +96,10 @@ class Graph:
     def __post_init__(self) -> None:
         object.__setattr__(self, "tensors", MappingProxyType(dict(self.tensors)))
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Graph:
+        # Immutable: a module that holds a graph can be copied, and the copy shares it.
+        return self
+
     def tensor(self, name: str) -> Tensor:
         """Return the tensor called `name`; KeyError when there is none (a bug of the caller)."""
         return self.tensors[name]

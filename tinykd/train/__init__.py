@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from tinykd.artifact import Manifest
     from tinykd.config import Recipe
     from tinykd.train.progress import Progress
+    from tinykd.train.qat import Lower
+
+QAT_WEIGHTS = "qat/qat.safetensors"
+"""What training with rounding in the loop leaves in RUN/train, for export."""
 
 
 def train(
@@ -22,12 +26,13 @@ def train(
     resume: bool = True,
     progress: Progress | None = None,
     device: str | None = None,
+    lower: Lower | None = None,
 ) -> Manifest:
     """Train what the recipe says into `run_dir/train` and return its manifest; see `tinykd.train.stage.train`."""
     limit_spinning()
     from tinykd.train import stage
 
-    return stage.train(recipe, run_dir, resume=resume, progress=progress, device=device)
+    return stage.train(recipe, run_dir, resume=resume, progress=progress, device=device, lower=lower)
 
 
 def limit_spinning() -> None:
@@ -47,4 +52,4 @@ def load_student(run_dir: Path) -> tuple[nn.Module, Recipe]:
     return load.load_student(run_dir)
 
 
-__all__ = ["StopRequested", "load_student", "train", "limit_spinning"]
+__all__ = ["QAT_WEIGHTS", "StopRequested", "load_student", "train", "limit_spinning"]

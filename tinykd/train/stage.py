@@ -28,6 +28,7 @@ from tinykd.train.journal import METRICS
 from tinykd.train.loop import CHECKPOINT, DeviceSplit, evaluate
 from tinykd.train.place import Place
 from tinykd.train.progress import Progress
+from tinykd.train.qat import Lower, check_qat, finish_qat, train_quantised
 from tinykd.train.stages import list_stages
 from tinykd.train.student import check_recipe, train_student
 from tinykd.train.teach import TEACHER, ReadyTeacher, get_teacher
@@ -41,12 +42,13 @@ def train(
     resume: bool = True,
     progress: Progress | None = None,
     device: str | None = None,
+    lower: Lower | None = None,
 ) -> Manifest:
     """Train the teacher where needed, then the student, into `run_dir/train`.
 
     A finished training of the same recipe is returned at once; an unfinished one is continued. The folder gets
-    `student.safetensors`, `recipe.yaml`, `metrics.jsonl`, `tensorboard/`, `teacher/` when one was trained, and
-    `manifest.json` last.
+    `student.safetensors`, `recipe.yaml`, `metrics.jsonl`, `tensorboard/`, `teacher/` when one was trained, `qat/` where
+    the recipe has it, and `manifest.json` last.
 
     Args:
         recipe: the experiment.
@@ -54,10 +56,12 @@ def train(
         resume: False deletes `run_dir/train` and starts anew.
         progress: the display; None shows nothing.
         device: "cpu" or "cuda"; None takes the GPU when there is one.
+        lower: turns the trained student into the graph that export quantises; needed where the recipe has `qat`.
 
     Returns:
         The manifest; `results` has top1_float and top1_val (0..1; top1_val None without validation images),
-        teacher_top1, params, macs, epochs, seconds, steps_per_s, dataset and the image counts.
+        teacher_top1, params, macs, epochs, seconds, steps_per_s, dataset and the image counts; with `qat` also
+        what `tinykd.train.qat.train_quantised` returns.
 
     Raises:
         ArtifactError: the folder holds the training of another recipe, is broken, or cannot be written.
@@ -66,11 +70,17 @@ def train(
     """
     chosen = _pick_device(device)
     with cluster.join(chosen) as processes:
-        return _train(recipe, Path(run_dir) / "train", resume, progress or Progress(), chosen, processes)
+        return _train(recipe, Path(run_dir) / "train", resume, progress or Progress(), chosen, processes, lower)
 
 
 def _train(
-    recipe: Recipe, folder: Path, resume: bool, progress: Progress, device: torch.device, processes: Cluster
+    recipe: Recipe,
+    folder: Path,
+    resume: bool,
+    progress: Progress,
+    device: torch.device,
+    processes: Cluster,
+    lower: Lower | None,
 ) -> Manifest:
     if not processes.leads:
         progress = Progress()
@@ -88,6 +98,7 @@ def _train(
     augment = Augment(recipe.data.augment, dataset.mean_level, dataset.std_level)
     place = Place(dataset, augment, device, processes, progress)
     check_recipe(recipe, place)
+    check_qat(recipe, place, lower)
     if processes.leads:
         write_bytes(folder / RECIPE, recipe.to_yaml().encode())
     processes.wait()
@@ -96,7 +107,11 @@ def _train(
         teacher = get_teacher(recipe, folder / "teacher", place)
         teacher_top1 = evaluate(teacher.module.to(device), test, augment) if teacher else None
         trained = train_student(recipe, teacher.module if teacher else None, folder, place)
-    fitted, student_spec = trained.fitted, trained.spec
+        fitted, student_spec = trained.fitted, trained.spec
+        quantised = {}
+        if recipe.qat is not None:
+            module = teacher.module if teacher else None
+            quantised = train_quantised(recipe, recipe.qat, fitted.model, student_spec, module, folder, place, lower)
     top1_float = evaluate(fitted.model, test, augment)
     shape = (student_spec.in_channels, student_spec.resolution, student_spec.resolution)
     results: dict[str, Any] = {
@@ -129,10 +144,11 @@ def _train(
         "notes": list(dataset.notes),
         "data_provenance": dataset.provenance,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        **quantised,
     }
     if processes.leads:
         save_model(folder / STUDENT, fitted.model, student_spec)
-        _finish(folder, recipe, results, teacher, dataset, trained.files)
+        _finish(folder, recipe, results, teacher, dataset, [*trained.files, *(finish_qat(folder) if quantised else [])])
     processes.wait()
     reference = f", teacher {teacher_top1:.2%}" if teacher_top1 is not None else ""
     progress.finish(f"{recipe.name}: test accuracy {top1_float:.2%} on {len(dataset.test)} images{reference}")
@@ -175,11 +191,14 @@ def _check_same_recipe(folder: Path, recipe: Recipe) -> None:
         raise ArtifactError(f"{path} cannot be read: {error}", "Train again with --restart.") from error
     if found.digest() == recipe.digest():
         return
-    old, new = _flatten(found.to_dict()), _flatten(recipe.to_dict())
+    sections = found.training_facts().keys() | recipe.training_facts().keys()
+    old, new = (
+        _flatten({key: value for key, value in of.to_dict().items() if key in sections}) for of in (found, recipe)
+    )
     differing = [
         f"  {key}: there {old.get(key)!r}, now {new.get(key)!r}"
         for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not key.startswith(("name", "description", "export"))
+        if old.get(key) != new.get(key)
     ]
     state = "was trained" if (folder / MANIFEST).is_file() else "is being trained"
     raise ArtifactError(

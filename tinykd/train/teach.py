@@ -36,7 +36,7 @@ class ReadyTeacher:
 def get_teacher(recipe: Recipe, folder: Path, place: Place) -> ReadyTeacher | None:
     """Return the recipe's teacher: as trained before in `folder`, read from its weights, or trained now.
 
-    None when the recipe has none or no method needs it.
+    None when the recipe has none or nothing needs it.
 
     Raises:
         DataError: its weights are missing or do not fit.
@@ -45,8 +45,9 @@ def get_teacher(recipe: Recipe, folder: Path, place: Place) -> ReadyTeacher | No
     dataset, progress = place.dataset, place.progress
     config = recipe.teacher
     losses = [loss for stage in list_stages(recipe) for loss in stage.losses]
-    if config is None or not any(
-        METHODS[loss.method].needs_teacher or METHODS[loss.method].generations for loss in losses
+    in_qat = recipe.qat is not None and recipe.qat.teacher == "teacher" and recipe.qat.weight > 0
+    if config is None or not (
+        in_qat or any(METHODS[loss.method].needs_teacher or METHODS[loss.method].generations for loss in losses)
     ):
         return None
     spec = data_spec(config.model, config.args, dataset)
