@@ -102,9 +102,9 @@ class EarlyExit(Backbone):
         where = student.stage_taps()
         places = {path: f"parts.{index}" for index, path in enumerate(kept)}
         self._taps = StageTaps(
-            _moved(where.stem, places),
-            tuple(_moved(tap, places) for tap in where.stages[:number]),
-            tuple(_moved(tap, places) for tap in where.preacts[:number]),
+            *_moved([where.stem], places),
+            _moved(where.stages, places),
+            _moved(where.preacts, places),
             "head.classifier.flatten",
         )
 
@@ -113,16 +113,14 @@ class EarlyExit(Backbone):
         return (*(f"parts.{index}" for index in range(len(self.parts))), "head")
 
     def stage_taps(self) -> StageTaps:
-        """Return the ends of the stages that are left; the embedding is the head's."""
+        """Return the feature maps that are left; the embedding is the head's."""
         return self._taps
 
 
-def _moved(tap: str, places: dict[str, str]) -> str:
-    """Return a tap of the whole network as one of its parts: "block1.act:input" -> "parts.1.act:input"."""
-    path = next((path for path in places if tap == path or tap.startswith((f"{path}.", f"{path}:"))), None)
-    if path is None:
-        raise ConfigError(f"the tap '{tap}' lies behind the end of its stage")
-    return places[path] + tap[len(path) :]
+def _moved(taps: Sequence[str], places: dict[str, str]) -> tuple[str, ...]:
+    """Return those taps of the whole network that are left, as its parts: "block1.act:input" -> "parts.1.act:input"."""
+    found = ((tap, path) for tap in taps for path in places if tap == path or tap.startswith((f"{path}.", f"{path}:")))
+    return tuple(places[path] + tap[len(path) :] for tap, path in found)
 
 
 def choose_exits(logits: Sequence[torch.Tensor], threshold: float) -> torch.Tensor:
