@@ -102,7 +102,7 @@ class EarlyExit(Backbone):
         where = student.stage_taps()
         places = {path: f"parts.{index}" for index, path in enumerate(kept)}
         self._taps = StageTaps(
-            *_moved([where.stem], places),
+            _moved([where.stem], places)[0],
             _moved(where.stages, places),
             _moved(where.preacts, places),
             "head.classifier.flatten",
