@@ -393,6 +393,39 @@ def test_weight_decay_spares_biases_and_normalisation(optimizer: str) -> None:
     assert not decay
 
 
+@pytest.mark.parametrize("size", ["tiny", "large"])
+def test_recipes_of_the_experiment_differ_in_one_thing(size: str) -> None:
+    """{none, mixup, AutoAugment, DropBlock, Cutout}: each recipe adds its regulariser and nothing else."""
+    plain = load_recipe(f"regularisers-{size}").to_dict()
+    added = {
+        "mixup": (("data", "augment", "mixup"), 1.0),
+        "autoaugment": (("data", "augment", "autoaugment"), "cifar10"),
+        "dropblock": (("regularize", "dropblock"), 0.1),
+        "cutout": (("data", "augment", "cutout"), 8),
+    }
+    for name, (path, value) in added.items():
+        recipe = load_recipe(f"regularisers-{size}-{name}")
+        assert recipe.description
+        expected = copy.deepcopy({**plain, "name": recipe.name, "description": recipe.description})
+        place = expected
+        for key in path[:-1]:
+            place = place[key]
+        place[path[-1]] = value
+        assert recipe.to_dict() == expected, name
+
+
+def test_the_experiment_compares_networks_and_not_trainings() -> None:
+    """Tiny and large differ in the student alone: one of 80 thousand parameters, the other of 7.4 million."""
+    tiny, large = (load_recipe(f"regularisers-{size}") for size in ("tiny", "large"))
+    assert tiny.train == large.train
+    assert tiny.data == large.data
+    sizes = [
+        sum(p.numel() for p in build_model(r.student.model, 100, 32, **r.student.args).parameters())
+        for r in (tiny, large)
+    ]
+    assert sizes[1] > 80 * sizes[0]
+
+
 # The whole of it through the training loop.
 
 TINY = [
