@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -20,6 +21,9 @@ _WARPS = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
 _LOOKUPS = ("Brightness", "Posterize", "Solarize", "Invert")
 _FACTORS = ("Brightness", "Color", "Contrast", "Sharpness")
 _OTHERS = ("AutoContrast", "Equalize", "Contrast", "Color", "Sharpness")
+
+Strength = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Of each image: the operation's place among those of its kernel, the magnitude, and 1 for a negative sign."""
 
 
 def magnitude_value(op: str, level: int, negative: bool, height: int, width: int) -> float:
@@ -79,9 +83,16 @@ class ImageOps:
         self.lookups = table(_LOOKUPS, _fixed_lookup, torch.uint8)
         self.factors = table(_OTHERS, lambda op, value: value, torch.float32)
         # Warps share one kernel, and so do fixed look-up tables; each other operation has its own.
-        warps, lookups = [0] * len(_WARPS), [1] * len(_LOOKUPS)
-        self.kernel_of = torch.tensor([*warps, *lookups, *range(2, 3 + len(_OTHERS))], device=device)
-        self.kernels = (self._warp, self._look_up, _auto_contrast, _equalize, _contrast, _color, _sharpness)
+        others = (_auto_contrast, _equalize, _contrast, _color, _sharpness)
+        self.kernels: list[Callable[[torch.Tensor, Strength], torch.Tensor]] = [
+            self._warp,
+            self._look_up,
+            *(partial(self._compute, other) for other in others),
+        ]
+        numbers = [*[0] * len(_WARPS), *[1] * len(_LOOKUPS), *range(2, len(self.kernels) + 1)]
+        places = [*range(len(_WARPS)), *range(len(_LOOKUPS)), *range(len(others) + 1)]
+        self.kernel_of = torch.tensor(numbers, device=device)
+        self.place_of = torch.tensor(places, device=device)
 
     def apply(self, x: torch.Tensor, op: torch.Tensor, magnitude: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:
         """Return images with one operation each.
@@ -97,19 +108,14 @@ class ImageOps:
         counts = torch.bincount(kernel, minlength=len(self.kernels) + 1).tolist()
         out = x.clone()
         start = 0
-        for number, (run, count) in enumerate(zip(self.kernels, counts[:-1], strict=True)):
+        for run, count in zip(self.kernels, counts, strict=False):  # the last count is the identity's
             rows = order[start : start + count]
             start += count
-            if not count:
-                continue
-            strength = (op[rows] - _FIRST[number], magnitude[rows], negative[rows])
-            if number < 2:
-                out[rows] = run(x[rows], strength)  # type: ignore[operator]
-            else:
-                out[rows] = run(x[rows], self.factors[number - 2, strength[1], strength[2]])  # type: ignore[operator]
+            if count:
+                out[rows] = run(x[rows], (self.place_of[op[rows]], magnitude[rows], negative[rows]))
         return out
 
-    def _warp(self, x: torch.Tensor, strength: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    def _warp(self, x: torch.Tensor, strength: Strength) -> torch.Tensor:
         """Sample the nearest pixel in fixed point of 16 fractional bits, as Pillow's affine transform does."""
         a = self.matrices[strength][:, :, None, None]
         column = torch.arange(self.width, device=self.device)
@@ -121,12 +127,13 @@ class ImageOps:
         moved = x.flatten(2).gather(2, place[:, None].expand(-1, x.shape[1], -1)).view_as(x)
         return moved * inside[:, None]
 
-    def _look_up(self, x: torch.Tensor, strength: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    def _look_up(self, x: torch.Tensor, strength: Strength) -> torch.Tensor:
         return _use_table(x, self.lookups[strength][:, None])
 
-
-_FIRST = (0, len(_WARPS), *(len(_WARPS) + len(_LOOKUPS) + i for i in range(len(_OTHERS))))
-"""The first operation of each kernel."""
+    def _compute(
+        self, function: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], x: torch.Tensor, strength: Strength
+    ) -> torch.Tensor:
+        return function(x, self.factors[strength])
 
 
 def _fixed_matrix(op: str, value: float, height: int, width: int) -> list[int]:
