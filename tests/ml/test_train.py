@@ -22,7 +22,7 @@ from tinykd.config import Recipe, TrainConfig, load_recipe
 from tinykd.data import load_dataset
 from tinykd.errors import ArtifactError, ConfigError, DataError
 from tinykd.models import build_model
-from tinykd.models.load import load_model, load_spec, load_student, save_model
+from tinykd.models.load import STUDENT, load_model, load_spec, load_student, save_model
 from tinykd.train import StopRequested, train
 from tinykd.train.checkpoint import load_checkpoint, optimizer_state, restore_optimizer, save_checkpoint
 from tinykd.train.ema import Ema
@@ -536,3 +536,20 @@ def test_unknown_device_is_refused(tmp_path: Path) -> None:
             train(tiny(), tmp_path, device="cuda")
     with pytest.raises(ConfigError, match="unknown device"):
         train(tiny(), tmp_path, device="tpu")
+
+
+def test_several_seeds_share_one_teacher(tmp_path: Path) -> None:
+    """`--seeds 2` trains two different students from one teacher and tells mean and deviation; again, it is done."""
+    options = [item for override in TINY for item in ("-s", override)]
+    arguments = ["smoke", *options, "--out", str(tmp_path), "--seeds", "2", "--device", "cpu", "--json"]
+    done = CliRunner().invoke(command, arguments)
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    assert told["top1_mean"] == pytest.approx(sum(run["top1_float"] for run in told["runs"]) / 2)
+    folders = [Path(run["run"]) / "train" for run in told["runs"]]
+    teachers, students = (
+        {sha256_file(folder / name) for folder in folders} for name in ("teacher/teacher.safetensors", STUDENT)
+    )
+    assert len(teachers) == 1
+    assert len(students) == 2
+    assert json.loads(CliRunner().invoke(command, arguments).stdout) == told

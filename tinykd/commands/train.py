@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,9 +67,16 @@ def describe_cost(results: dict[str, Any]) -> str:
 @click.option("--resume/--restart", default=True, help="Continue what is there (default), or delete it first.")
 @click.option("--out", type=click.Path(path_type=Path), help="The run's folder; runs/<recipe name> by default.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="The GPU when there is one, by default.")
+@click.option("--seeds", type=click.IntRange(2), help="Train this many students, seeds 0, 1, ..., in RUN/seed-<n>.")
 @json_option
 def command(
-    recipe_name: str, overrides: tuple[str, ...], resume: bool, out: Path | None, device: str | None, as_json: bool
+    recipe_name: str,
+    overrides: tuple[str, ...],
+    resume: bool,
+    out: Path | None,
+    device: str | None,
+    seeds: int | None,
+    as_json: bool,
 ) -> None:
     """Train the student of RECIPE, and first its teacher where the recipe asks for one.
 
@@ -77,6 +86,9 @@ def command(
 
     recipe = load_recipe(recipe_name, overrides)
     run_dir = out or Path("runs") / recipe.name
+    if seeds is not None:
+        _train_seeds(recipe, run_dir, seeds, resume=resume, device=device, as_json=as_json)
+        return
     manifest = train_with_progress(recipe, run_dir, resume=resume, device=device)
     if not leads():
         return
@@ -85,5 +97,41 @@ def command(
         return
     results = manifest.results
     click.echo(f"{run_dir}/train: {results['top1_float']:.2%} of {results['num_test']} test images")
+    if "qat" in results:
+        spent = f"{results['qat']['epochs']} epochs, {results['qat']['seconds']:,.0f} s"
+        click.echo(f"with rounding to int8 in the loop {results['top1_fake_quant']:.2%} ({spent})")
     click.echo(f"{results['params']:,} parameters, {results['macs']:,} MACs")
     click.echo(describe_cost(results))
+
+
+def _train_seeds(recipe: Recipe, run_dir: Path, seeds: int, *, resume: bool, device: str | None, as_json: bool) -> None:
+    """Train one student per seed, all from one teacher, and print mean and standard deviation."""
+    folders = [run_dir / f"seed-{seed}" for seed in range(seeds)]
+    results = []
+    for seed, folder in enumerate(folders):
+        if seed:
+            _share_teacher(folders[0], folder, fresh=not resume)
+        own = recipe.model_copy(update={"train": recipe.train.model_copy(update={"seed": seed})})
+        results.append(train_with_progress(own, folder, resume=resume or seed > 0, device=device).results)
+    if not leads():
+        return
+    accuracies = [result["top1_float"] for result in results]
+    mean, deviation = statistics.mean(accuracies), statistics.stdev(accuracies)
+    if as_json:
+        runs = [{"run": str(folder), **result} for folder, result in zip(folders, results, strict=True)]
+        print_json({"recipe": recipe.name, "top1_mean": mean, "top1_stdev": deviation, "runs": runs})
+        return
+    for folder, accuracy in zip(folders, accuracies, strict=True):
+        click.echo(f"{folder}: {accuracy:.2%}")
+    click.echo(f"{recipe.name}: {mean:.2%} ± {deviation:.2%} (standard deviation of {seeds} seeds)")
+
+
+def _share_teacher(source: Path, target: Path, *, fresh: bool) -> None:
+    """Copy a trained teacher to a run that is about to start; with `fresh`, delete that run first."""
+    if not leads():
+        return
+    if fresh:
+        shutil.rmtree(target / "train", ignore_errors=True)
+    teacher = source / "train" / "teacher"
+    if teacher.is_dir() and not (target / "train").exists():
+        shutil.copytree(teacher, target / "train" / "teacher")
