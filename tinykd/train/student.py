@@ -16,13 +16,14 @@ from tinykd.config import DistillConfig, Recipe
 from tinykd.distill import METHODS
 from tinykd.distill.base import Context, DistillMethod, ModelView
 from tinykd.distill.networks import mean_probabilities
-from tinykd.errors import ConfigError
+from tinykd.errors import ArtifactError, ConfigError
 from tinykd.models import build_model
 from tinykd.models.load import STUDENT, ModelSpec, load_model, save_model
 from tinykd.models.teacher import Teacher
 from tinykd.train.checkpoint import load_checkpoint, save_checkpoint
 from tinykd.train.journal import METRICS
 from tinykd.train.loop import CHECKPOINT, DeviceSplit, FitResult, evaluate, fit
+from tinykd.train.netaug import NetAug, check_netaug
 from tinykd.train.objective import Objective, make_methods
 from tinykd.train.place import Place
 from tinykd.train.regularized import check_regularizer, regularize
@@ -72,9 +73,11 @@ def _stage_faults(
     stage: Stage, recipe: Recipe, student: nn.Module, teacher: Teacher | None, place: Place
 ) -> Iterator[str]:
     context = make_context(recipe, student, teacher, place)
+    methods: dict[str, DistillMethod] = {}
     for check in (
-        lambda: make_methods(stage.losses, context),
+        lambda: methods.update(make_methods(stage.losses, context)),
         lambda: check_regularizer(recipe.regularize, context.student),
+        lambda: check_netaug(recipe, student, methods) if stage.name == TASK else None,
     ):
         try:
             check()
@@ -174,11 +177,19 @@ def _plain(recipe: Recipe) -> Recipe:
 def _keep_generation(
     recipe: Recipe, teacher: Teacher | None, folder: Path, place: Place, seed: int, title: str
 ) -> tuple[nn.Module, float]:
-    """Return the model of a generation that is not the last, and its training time; a finished one is loaded."""
+    """Return the model of a generation that is not the last, and its training time; a finished one is loaded.
+
+    Raises:
+        ArtifactError: a finished one that is broken, and what `tinykd.train.loop.fit` raises.
+    """
     done, facts = folder / STUDENT, folder / GENERATION
     if done.is_file():
         model, _ = load_model(done)
-        return model.to(place.device), json.loads(facts.read_text())["seconds"]
+        try:
+            seconds = float(json.loads(facts.read_text())["seconds"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ArtifactError(f"{facts} cannot be read: {error}", f"Delete {folder} to train it again.") from error
+        return model.to(place.device), seconds
     trained = _train_once(recipe, teacher, folder, place, seed, title)
     if place.cluster.leads:
         write_json(facts, {"seed": seed, "seconds": trained.seconds})
@@ -221,6 +232,7 @@ def _train_once(
             continue
         torch.manual_seed(seed + number)
         config = stage.config.model_copy(update={"seed": seed})
+        passes = NetAug(recipe.netaug, config, place) if is_task and recipe.netaug else None
         fitted = fit(
             model,
             Objective(config, stage.losses, methods, teacher, stage.init, place.cluster),
@@ -231,7 +243,7 @@ def _train_once(
             title=title if is_task else f"{title}, stage {stage.name}",
             progress=place.progress,
             device=place.device,
-            passes=regularize(None, recipe.regularize, config.epochs, place.cluster),
+            passes=regularize(passes, recipe.regularize, config.epochs, place.cluster),
             trains=stage.trains,
             cluster=place.cluster,
         )
