@@ -20,7 +20,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tinykd.data import DATASETS
-from tinykd.distill import METHODS
+from tinykd.distill import METHODS, explain_unknown
 from tinykd.errors import ConfigError, nearest
 from tinykd.models import find_entry, model_names
 
@@ -80,7 +80,8 @@ class TrainConfig(_Section):
     nesterov: bool = Field(True, description="sgd only")
     weight_decay: float = Field(5e-4, ge=0, description="not applied to biases and normalisation")
     schedule: Literal["cosine", "step"] = "cosine"
-    warmup_epochs: float = Field(0.0, ge=0, description="linear warm-up from lr / 10")
+    warmup_epochs: float = Field(0.0, ge=0, description="linear warm-up from warmup_start * lr")
+    warmup_start: float = Field(0.1, gt=0, le=1, description="share of lr at the first step of the warm-up")
     milestones: list[int] = Field([], description="`step` only: epochs at which lr is multiplied by gamma")
     gamma: float = Field(0.1, gt=0, le=1, description="`step` only")
     label_weight: float = Field(1.0, ge=0, description="weight of the cross-entropy with the labels")
@@ -153,16 +154,37 @@ class RegularizeConfig(_Section):
     taps: list[str] | None = Field(None, description="module paths or names; None: the ends of the last two stages")
 
 
+class NetAugConfig(_Section):
+    """Network augmentation: the student is trained inside of wider networks that share its weights."""
+
+    width: list[float] = Field([1.0, 1.8, 2.6], description="factors of widths, drawn anew each step; 1 comes first")
+    expand: list[float] = Field([1.0, 1.6, 2.2, 2.8], description="the same for the inner channels of blocks")
+    alpha: float = Field(1.0, ge=0, description="weight of the wider network's loss; 0 is plain training")
+    stop_width_epochs: int | None = Field(
+        None, ge=0, description="in so many last epochs widths are the student's; None: half of those after the warm-up"
+    )
+    stop_expand_epochs: int = Field(0, ge=0, description="in so many last epochs inner channels are the student's")
+    stop_epochs: int = Field(0, ge=0, description="so many last epochs are plain training")
+    sort: bool = Field(True, description="give the student the most important inner channels at each epoch's start")
+    init: Literal["student", "uniform"] = Field(
+        "student", description="the student starts with its own weights, or with new ones like the wider network's"
+    )
+    calibration_images: int = Field(
+        16000, ge=2, description="training images that batch norm statistics are taken from before each evaluation"
+    )
+
+
 class QatConfig(_Section):
     """Training with rounding to int8 in the loop, after the float student is done; the other settings are `train`'s."""
 
     epochs: int = Field(5, ge=1)
-    lr: float = Field(0.005, gt=0, description="at the start; a cosine takes it to 0")
+    optimizer: Literal["sgd", "adamw"] = Field("adamw", description="sgd with `train`'s momentum")
+    lr: float = Field(3e-4, gt=0, description="at the start; a cosine takes it to 0")
     weight_decay: float = Field(0.0, ge=0, description="not applied to biases")
     batch_size: int | None = Field(None, ge=1, description="None: as in `train`")
     teacher: Literal["self", "teacher"] = Field("self", description="the float student, or the recipe's teacher")
     temperature: float = Field(4.0, gt=0, description="of the divergence from the teacher")
-    weight: float = Field(1.0, ge=0, description="weight of the divergence from the teacher; 0 learns from labels alone")
+    weight: float = Field(1.0, ge=0, description="weight of that divergence; 0 learns from the labels alone")
     label_weight: float = Field(0.0, ge=0, description="weight of the cross-entropy with the labels")
     range_momentum: float = Field(0.99, ge=0, lt=1, description="what each step keeps of the ranges of activations")
     freeze_after: float = Field(0.5, ge=0, le=1, description="share of the steps after which ranges stay as they are")
@@ -187,6 +209,7 @@ class Recipe(_Section):
     stages: list[StageConfig] = []
     train: TrainConfig = TrainConfig()
     regularize: RegularizeConfig = RegularizeConfig()
+    netaug: NetAugConfig | None = None
     qat: QatConfig | None = None
     export: ExportConfig = ExportConfig()
 
@@ -208,7 +231,7 @@ class Recipe(_Section):
         return hashlib.sha256(json.dumps(self.training_facts(), sort_keys=True).encode()).hexdigest()
 
 
-_TRAINING_SECTIONS = ("data", "student", "teacher", "distill", "stages", "train", "regularize")
+_TRAINING_SECTIONS = ("data", "student", "teacher", "distill", "stages", "train", "regularize", "netaug")
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -481,7 +504,7 @@ def _check_losses(losses: Any, section: str, raw: Mapping[str, Any]) -> list[str
         row = METHODS.get(method)
         if row is None:
             known = ", ".join(METHODS)
-            faults.append(f"{where}.method: there is no method '{method}'.{nearest(method, METHODS)} Known: {known}")
+            faults.append(f"{where}.method: {explain_unknown(method)} Known: {known}")
             continue
         if isinstance(loss.get("args"), Mapping):
             faults += _check_args(where, loss["args"], row.args, method)
@@ -552,6 +575,24 @@ def _check_defensive(recipe: Recipe, loss: DistillConfig) -> list[str]:
     return faults
 
 
+def _check_netaug(recipe: Recipe) -> list[str]:
+    """Return what is wrong with the lists of factors and the schedule of network augmentation."""
+    config, epochs = recipe.netaug, recipe.train.epochs
+    if config is None:
+        return []
+    faults = [
+        f"netaug.{key}: must start with 1 (the student itself) and rise to at most 8, not {factors}"
+        for key, factors in (("width", config.width), ("expand", config.expand))
+        if factors[:1] != [1.0] or factors != sorted(set(factors)) or not factors[-1] <= 8
+    ]
+    if config.width == config.expand == [1.0]:
+        faults.append("netaug: width and expand hold nothing but 1: there is no wider network")
+    for key in ("stop_width_epochs", "stop_expand_epochs", "stop_epochs"):
+        if (getattr(config, key) or 0) > epochs:
+            faults.append(f"netaug.{key}: {getattr(config, key)} is above train.epochs ({epochs})")
+    return faults
+
+
 def _check_values(recipe: Recipe) -> list[str]:
     faults: list[str] = []
     teacher = recipe.teacher
@@ -580,6 +621,7 @@ def _check_values(recipe: Recipe) -> list[str]:
             faults.append(f"{where}.milestones: must rise, not {train.milestones}")
         if train.nesterov and train.optimizer == "sgd" and train.momentum == 0:
             faults.append(f"{where}.nesterov: needs momentum above 0")
+    faults += _check_netaug(recipe)
     faults += _check_label_weight("train", recipe.train.label_weight, recipe.distill)
     for index, stage in enumerate(recipe.stages):
         faults += _check_label_weight(f"stages.{index}", stage.label_weight, stage.distill)

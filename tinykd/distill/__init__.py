@@ -415,6 +415,40 @@ METHODS: dict[str, Method] = {
 }
 
 
+KNOWN_AS = {
+    "abound": "ab",
+    "activation_boundary": "ab",
+    "altacttransferloss": "ab",
+    "atloss": "at",
+    "attention": "at",
+    "cckdloss": "cc",
+    "correlation": "cc",
+    "crdloss": "crd",
+    "distloss": "dist",
+    "factor": "ft",
+    "fitnet": "hint",
+    "fspkd": "fsp",
+    "fsploss": "fsp",
+    "ftloss": "ft",
+    "hierarchicalcontextloss": "reviewkd",
+    "kdloss": "kd",
+    "logitstd": "logit_std",
+    "pktloss": "pkt",
+    "rkdloss": "rkd",
+    "similarity": "sp",
+    "spkdloss": "sp",
+    "vidloss": "vid",
+}
+"""What RepDistiller, mdistiller and torchdistill call methods, in lower case -> the key here."""
+
+
+def explain_unknown(key: str) -> str:
+    """Return what is wrong with a method key that the registry does not have, and what was probably meant."""
+    known = KNOWN_AS.get(key.lower(), key.lower() if key.lower() in METHODS else None)
+    meant = f" It is called '{known}' here." if known else nearest(key, METHODS)
+    return f"there is no distillation method '{key}'.{meant}"
+
+
 def build_method(key: str, args: Mapping[str, Any] | None = None) -> DistillMethod:
     """Return the loss module of the method `key`.
 
@@ -422,7 +456,7 @@ def build_method(key: str, args: Mapping[str, Any] | None = None) -> DistillMeth
         ConfigError: unknown method or argument, or a value outside its range.
     """
     if key not in METHODS:
-        raise ConfigError(f"there is no distillation method '{key}'.{nearest(key, METHODS)}")
+        raise ConfigError(explain_unknown(key))
     row = METHODS[key]
     for name in args or {}:
         if name not in row.args:
