@@ -209,7 +209,7 @@ class WeightHint(DistillMethod):
             raise ValueError("weight_hint: the step does not hold the student, whose weights it compares")
         terms = [
             weight_hint_loss(
-                _as_kernel(student.get_submodule(path).weight),  # type: ignore[arg-type]
+                self._plain_part(student.get_submodule(path).weight, index),  # type: ignore[arg-type]
                 self.get_buffer(f"teacher_{index}"),
                 self.out_maps[index],
                 self.in_maps[index],
@@ -218,3 +218,7 @@ class WeightHint(DistillMethod):
             for index, path in enumerate(self.student_layers)
         ]
         return torch.stack(terms).sum()
+
+    def _plain_part(self, weight: torch.Tensor, index: int) -> torch.Tensor:
+        """Return the weight of a student's layer, (O_s, I_s, k, k): the first channels where the student is widened."""
+        return _as_kernel(weight)[: self.out_maps[index].shape[1], : self.in_maps[index].shape[0]]

@@ -53,6 +53,7 @@ class ModelEntry:
 _HE = "He et al., CVPR 2016 (arXiv:1512.03385)"
 _MBV2 = "Sandler et al., CVPR 2018 (arXiv:1801.04381)"
 _VGG = "Simonyan, Zisserman, ICLR 2015 (arXiv:1409.1556)"
+_MBV3 = "Howard et al., ICCV 2019 (arXiv:1905.02244)"
 _MCUNET = "Lin et al., NeurIPS 2020 (arXiv:2007.10319)"
 
 _ENTRIES = (
@@ -79,6 +80,17 @@ _ENTRIES = (
         source="Cai et al., ICLR 2022 (arXiv:2110.08890)",
         implementation="tinykd.models.mobilenetv2:build_tiny",
         args={"stem_stride": 2, "dropout": 0.0},
+    ),
+    *(
+        ModelEntry(
+            name=f"mobilenetv3-{size}",
+            role="student",
+            summary="trains, with NetAug too; export is refused: no int8 hard-swish and product yet",
+            source=_MBV3,
+            implementation=f"tinykd.models.mobilenetv3:build_{size}",
+            args={"width": 1.0, "hidden_channels": None, "stem_stride": 2, "dropout": 0.0},
+        )
+        for size in ("large", "small")
     ),
     *(
         ModelEntry(

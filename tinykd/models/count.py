@@ -34,13 +34,14 @@ def count_macs(model: nn.Module, input_shape: tuple[int, int, int]) -> int:
     """
     total = 0
 
-    def count(module: nn.Module, _: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+    def count(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        # By the tensors and not by the parameters, of which an augmented network uses a part.
         nonlocal total
         if isinstance(module, nn.Conv2d):
-            per_output = module.weight[0].numel()
-            total += per_output * output[0].numel()
+            height, width = module.kernel_size
+            total += inputs[0].shape[1] // module.groups * height * width * output[0].numel()
         elif isinstance(module, nn.Linear):
-            total += module.in_features * output[0].numel()
+            total += inputs[0].shape[-1] * output[0].numel()
 
     handles = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     training = model.training

@@ -88,8 +88,15 @@ class Cluster:
         if self.size == 1:
             return
         for module in model.modules():
-            if type(module) is nn.BatchNorm2d or type(module) is nn.BatchNorm1d:
-                module.__class__ = _SYNCHRONISED[type(module)]
+            if type(module) in SYNCHRONISED:
+                module.__class__ = SYNCHRONISED[type(module)]
+
+    @staticmethod
+    def part_batch_norm(model: nn.Module) -> None:
+        """Undo `synchronise_batch_norm`: each process is on its own again."""
+        alone = {synchronised: plain for plain, synchronised in SYNCHRONISED.items()}
+        for module in model.modules():
+            module.__class__ = alone.get(type(module), type(module))
 
 
 SOLO = Cluster()
@@ -175,7 +182,8 @@ class SynchronisedBatchNorm1d(nn.BatchNorm1d):
         return _synchronised(self, input) if self.training else super().forward(input)
 
 
-_SYNCHRONISED: dict[type, type] = {nn.BatchNorm2d: SynchronisedBatchNorm2d, nn.BatchNorm1d: SynchronisedBatchNorm1d}
+SYNCHRONISED: dict[type, type] = {nn.BatchNorm2d: SynchronisedBatchNorm2d, nn.BatchNorm1d: SynchronisedBatchNorm1d}
+"""What takes the place of each batch norm when several processes share a batch."""
 
 
 def _synchronised(norm: nn.BatchNorm1d | nn.BatchNorm2d, x: torch.Tensor) -> torch.Tensor:
