@@ -149,23 +149,24 @@ class AtGrad(FeatureMethod):
 
     def forward(self, step: DistillStep) -> torch.Tensor:
         """Return the loss of one step, a 0-d tensor."""
-        half = step.student_logits.dtype in (torch.float16, torch.bfloat16)
+        # Around the inner differentiation, too: its products would be made in half precision as well.
+        with torch.autocast(step.images.device.type, enabled=False):
+            return self._loss(step, step.student_logits.dtype in (torch.float16, torch.bfloat16))
+
+    def _loss(self, step: DistillStep, half: bool) -> torch.Tensor:
         if half:
             logits, places = _run(_require(step.run_student, "student"), step.images, self.student_taps)
         else:
             logits, places = step.student_logits, [step.student_features[tap] for tap in self.student_taps]
         losses = step.cross_entropy(logits, reduction="none")
-        own = loss_gradients(losses, places or [step.images], differentiable=True)
+        own = loss_gradients(losses, places or [step.images], True)
         if self.mode == "match":
-            terms = [
-                gradient_distance(*match_size(s, t), self.normalize)
-                for s, t in zip(own, self._teacher_gradients(step, half), strict=True)
-            ]
+            wanted = self._teacher_gradients(step, half)
+            terms = [gradient_distance(*match_size(s, t), self.normalize) for s, t in zip(own, wanted, strict=True)]
         elif self.mode == "symmetry":
             flipped = step.images.detach().flip(-1).requires_grad_(True)
             logits, places = _run(_require(step.run_student, "student"), flipped, self.student_taps)
-            losses_flipped = step.cross_entropy(logits, reduction="none")
-            other = loss_gradients(losses_flipped, places or [flipped], differentiable=True)
+            other = loss_gradients(step.cross_entropy(logits, reduction="none"), places or [flipped], True)
             terms = [gradient_distance(s, o.flip(-1), self.normalize) for s, o in zip(own, other, strict=True)]
         else:
             terms = [gradient_distance(s) for s in own]
@@ -183,7 +184,7 @@ class AtGrad(FeatureMethod):
         else:
             logits, places = step.teacher_logits, [step.teacher_features[tap] for tap in self.teacher_taps]
         losses = step.cross_entropy(logits, reduction="none")
-        found = loss_gradients(losses, places or [step.images], differentiable=False)
+        found = loss_gradients(losses, places or [step.images], False)
         return tuple(gradient.detach() for gradient in found)
 
     def figures(self, step: DistillStep) -> dict[str, torch.Tensor]:
@@ -204,9 +205,9 @@ def _require(model: Model | None, name: str) -> Model:
 
 
 def _run(model: Model, images: torch.Tensor, taps: Sequence[str]) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Return logits and tapped tensors of one more pass, in float32 and with running statistics left alone."""
+    """Return logits and tapped tensors of one more pass, with running statistics left alone."""
     module = model if isinstance(model, nn.Module) else nn.Module()
     tapped = module.model if isinstance(module, Teacher) else module
-    with torch.autocast(images.device.type, enabled=False), still_statistics(module), record(tapped, taps) as found:
+    with still_statistics(module), record(tapped, taps) as found:
         logits = model(images)
     return logits, [found[tap] for tap in taps]
