@@ -92,6 +92,7 @@ def _train(road: _Road, recipe: Recipe, folder: Path, board: Board, restart: boo
         teacher = results.get("teacher_top1")
         done(
             f"{recipe.student.model}: {results['top1_float']:.2%} float on {results['num_test']:,} test images"
+            + (f", {results['top1_fake_quant']:.2%} with int8 in the loop" if "qat" in results else "")
             + (f", teacher {teacher:.2%}" if teacher is not None else "")
             + f"; {results['params']:,} parameters, {results['macs'] / 1e6:.2f} M MACs"
         )

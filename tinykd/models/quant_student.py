@@ -8,7 +8,7 @@ arXiv:1308.3432; Jacob et al. 2018, arXiv:1712.05877).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from tinykd.errors import ArtifactError, UnsupportedModelError
-from tinykd.ir import Graph, Quant
+from tinykd.ir import Graph, Op, Quant
 from tinykd.ir.affine import (
     OUTPUT_CHANNEL_AXIS,
     WEIGHT_MAX,
@@ -29,6 +29,8 @@ from tinykd.ir.requant import QMAX, QMIN
 from tinykd.models.graph_ops import KERNELS, activate, weights_to_graph, weights_to_torch
 
 Range = tuple[float, float]
+Grids = tuple[torch.Tensor, torch.Tensor]
+"""Scales (float32) and zero points (int32) of all grids that activations are rounded to."""
 
 # Ops that only move values, or choose among them.
 _STAYS_ON_GRID = ("max_pool_2d", "pad", "reshape")
@@ -81,6 +83,7 @@ class QuantStudent(nn.Module):
         self.weights = nn.ParameterList(
             weights_to_torch(kind, _constant(graph, name)) for name, kind in self._kinds.items()
         )
+        self._index = {name: index for index, name in enumerate(self._kinds)}
         sources = quant_sources(graph)
         fixed = fixed_quants(graph, lowered.input_quant)
         self.range_names = tuple(name for name, source in sources.items() if name == source and name not in fixed)
@@ -91,49 +94,68 @@ class QuantStudent(nn.Module):
         # float64, as the exporter computes.
         self.register_buffer("ranges", _to_rows(lowered.ranges[name] for name in self.range_names))
         self.register_buffer("fixed", _to_rows((q.scale, q.zero_point) for q in fixed.values()), persistent=False)
+        self._last_used: list[list[str]] = [[] for _ in graph.ops]
+        for name, readers in graph.consumers().items():
+            if name in sources and name not in graph.outputs:
+                self._last_used[readers[-1]].append(name)
         self.fake_quant = True
         self.observe = False
         self.observed: torch.Tensor | None = None
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Map normalised images (N, C, H, W) to logits (N, K)."""
-        scales, zero_points = self.grids()
-        weights = dict(zip(self._kinds, self.weights, strict=True))
+        logits = next(value for name, value in self.activations(images) if name == self.graph.outputs[0])
+        return logits.flatten(1)
+
+    def activations(self, images: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield the name and the value, (N, C, H, W) or (N, C), of every activation as it is computed."""
+        grids = self.grids()
         seen: list[torch.Tensor] = []
-
-        def to_grid(name: str, x: torch.Tensor) -> torch.Tensor:
-            if not self.fake_quant:
-                return x
-            grid = slice(self._grid[name], self._grid[name] + 1)
-            return torch.fake_quantize_per_tensor_affine(x, scales[grid], zero_points[grid], QMIN, QMAX)
-
-        graph = self.graph
-        values = {graph.inputs[0]: to_grid(graph.inputs[0], images)}
-        for op in graph.ops:
-            if op.kind in OUTPUT_CHANNEL_AXIS:
-                parts = weights[op.inputs[1]], weights[op.inputs[2]]
-                if self.fake_quant:
-                    input_scale = scales[self._grid[op.inputs[0]]].double()
-                    parts = round_weights(*parts, input_scale, OUTPUT_CHANNEL_AXIS[op.kind] is not None)
-                inputs = [values[op.inputs[0]], *parts]
-            else:
-                inputs = [values[name] for name in op.inputs]
+        name = self.graph.inputs[0]
+        values = {name: self._round(name, images, grids)}
+        yield name, values[name]
+        for index, op in enumerate(self.graph.ops):
             name = op.outputs[0]
-            y = activate(KERNELS[op.kind](op, graph.tensor(name).shape, inputs), op.attrs.get("activation", "none"))
+            y = self._compute(op, [values[x] for x in op.inputs if x not in self._index], grids)
             if self.observe and self.training and name in self.range_names:
                 seen.append(torch.stack(torch.aminmax(y.detach())))
-            values[name] = y if op.kind in _STAYS_ON_GRID else to_grid(name, y)
-        if seen:
-            self.observed = torch.stack(seen).double()
-        return values[graph.outputs[0]].flatten(1)
+                if len(seen) == len(self.range_names):
+                    self.observed = torch.stack(seen).double()
+            values[name] = y if op.kind in _STAYS_ON_GRID else self._round(name, y, grids)
+            for used in self._last_used[index]:
+                del values[used]
+            yield name, values[name]
+
+    def run_op(self, op: Op, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Return the rounded output of one op of the graph, given its input activations."""
+        grids = self.grids()
+        return self._round(op.outputs[0], self._compute(op, inputs, grids), grids)
+
+    def _compute(self, op: Op, inputs: Sequence[torch.Tensor], grids: Grids) -> torch.Tensor:
+        """Return an op's output, fused activation included, before rounding."""
+        if op.kind in OUTPUT_CHANNEL_AXIS:
+            parts = self.weights[self._index[op.inputs[1]]], self.weights[self._index[op.inputs[2]]]
+            if self.fake_quant:
+                input_scale = grids[0][self._grid[op.inputs[0]]].double()
+                parts = round_weights(*parts, input_scale, OUTPUT_CHANNEL_AXIS[op.kind] is not None)
+            inputs = [*inputs, *parts]
+        y = KERNELS[op.kind](op, self.graph.tensor(op.outputs[0]).shape, inputs)
+        return activate(y, op.attrs.get("activation", "none"))
+
+    def _round(self, name: str, x: torch.Tensor, grids: Grids) -> torch.Tensor:
+        """Round an activation to its grid; where it is clipped, it takes no gradient."""
+        if not self.fake_quant:
+            return x
+        scale, zero_point = (values[self._grid[name]] for values in grids)
+        return torch.fake_quantize_per_tensor_affine(x, scale, zero_point, QMIN, QMAX)
 
     @torch.no_grad()
     def follow(self, observed: torch.Tensor, momentum: float) -> None:
         """Move the ranges: `ranges = momentum * ranges + (1 - momentum) * observed`, (ranges, 2) each."""
         self.ranges.lerp_(observed, 1 - momentum)
 
-    def grids(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return scales (float32) and zero points (int32): those of fixed grids first, then one for each range."""
+    def grids(self) -> Grids:
+        """Return scales and zero points: those of fixed grids first, then one for each range."""
         scales, zero_points = affine_parameters(self.ranges[:, 0], self.ranges[:, 1])
         return torch.cat((self.fixed[:, 0], scales)).float(), torch.cat((self.fixed[:, 1], zero_points)).int()
 

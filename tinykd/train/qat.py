@@ -159,10 +159,10 @@ def qat_train_config(train: TrainConfig, config: QatConfig) -> TrainConfig:
 
     The rounding would be lost in half precision: its steps are as coarse as int8's.
     """
-    changes = {
+    changes: dict[str, Any] = {
         "epochs": config.epochs,
         "batch_size": config.batch_size or train.batch_size,
-        "optimizer": "sgd",
+        "optimizer": config.optimizer,
         "lr": config.lr,
         "weight_decay": config.weight_decay,
         "schedule": "cosine",
