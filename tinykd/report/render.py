@@ -211,7 +211,32 @@ def training_facts(records: RunRecords) -> list[Fact]:
                 f"label weight {train.get('label_weight')}",
             )
         )
+    facts += _beside_the_student(results, config)
     facts.append(Fact("machine", str(results.get("device", "")), seconds(results.get("seconds"))))
+    if cost := results.get("cost"):
+        overhead = cost.get("augmented_overhead")
+        notes = [f"teacher {percent(cost['teacher_share'])} of a step", f"{cost['peak_memory_mib']:,.0f} MiB at most"]
+        notes += [f"NetAug makes a step {overhead:.1f} times as long"] if overhead else []
+        facts.append(Fact("speed", f"{results.get('steps_per_s')} steps/s", " · ".join(notes)))
+    return facts
+
+
+def _beside_the_student(results: dict[str, Any], config: dict[str, Any]) -> list[Fact]:
+    """Return the stages before the task, what surrounds the student in training, and networks that came of it."""
+    facts = []
+    if before := (results.get("stages") or [])[:-1]:
+        facts.append(
+            Fact("stages before", ", ".join(f"{stage['name']} ({stage['epochs']} epochs)" for stage in before))
+        )
+    if netaug := config.get("netaug"):
+        widths = ", ".join(f"{factor:g}" for factor in netaug["width"])
+        facts.append(Fact("NetAug", f"widths × {widths}", "the student inside wider networks while it trained"))
+    if (value := results.get("top1_fake_quant")) is not None:
+        facts.append(Fact("int8 in the loop", percent(value), f"{(config.get('qat') or {}).get('epochs')} epochs"))
+    for name, value in (results.get("methods") or {}).items():
+        values = value if isinstance(value, list) else [value]
+        if "top1" in name and "threshold" not in name and all(isinstance(item, float) for item in values):
+            facts.append(Fact(name.replace("_", " "), ", ".join(percent(item) for item in values), "test accuracy"))
     return facts
 
 
