@@ -19,6 +19,7 @@ from tinykd.data.augment import Augment
 from tinykd.data.base import Dataset, Split
 from tinykd.distill import build_method
 from tinykd.distill.base import DistillStep
+from tinykd.distill.defensive import defensive_loss
 from tinykd.distill.dist import dist_loss, pearson
 from tinykd.distill.dkd import dkd_loss, dkd_parts
 from tinykd.distill.func_match import FuncMatch
@@ -129,6 +130,25 @@ def test_nothing_flows_into_the_teacher(name: str) -> None:
     assert teacher.grad is None
     assert student.grad is not None
     assert (student.grad.abs().sum(1) > 0).all()
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        logit_l2_loss,
+        partial(dkd_loss, labels=Y, alpha=1.0, beta=8.0, temperature=4.0),
+        partial(dist_loss, beta=1.0, gamma=1.0, temperature=1.0),
+        partial(logit_std_loss, temperature=2.0),
+        partial(defensive_loss, temperature=20.0),
+    ],
+    ids=["logit_l2", "dkd", "dist", "logit_std", "defensive"],
+)
+def test_losses_detach_the_teacher_themselves(loss: Callable[..., torch.Tensor]) -> None:
+    """The functions are safe without the method around them, which detaches the teacher's logits as well."""
+    student, teacher = (x.clone().requires_grad_(True) for x in (ZS, ZT))
+    loss(student, teacher).backward()
+    assert teacher.grad is None
+    assert student.grad is not None
 
 
 @pytest.mark.parametrize("name", METHODS)
