@@ -131,14 +131,18 @@ class QuantStudent(nn.Module):
         grids = self.grids()
         return self._round(op.outputs[0], self._compute(op, inputs, grids), grids)
 
+    def parameters_of(self, op: Op, grids: Grids) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return an op's weights and bias, rounded, as torch wants them."""
+        weight, bias = (self.weights[self._index[name]] for name in op.inputs[1:3])
+        if not self.fake_quant:
+            return weight, bias
+        input_scale = grids[0][self._grid[op.inputs[0]]].double()
+        return round_weights(weight, bias, input_scale, OUTPUT_CHANNEL_AXIS[op.kind] is not None)
+
     def _compute(self, op: Op, inputs: Sequence[torch.Tensor], grids: Grids) -> torch.Tensor:
         """Return an op's output, fused activation included, before rounding."""
         if op.kind in OUTPUT_CHANNEL_AXIS:
-            parts = self.weights[self._index[op.inputs[1]]], self.weights[self._index[op.inputs[2]]]
-            if self.fake_quant:
-                input_scale = grids[0][self._grid[op.inputs[0]]].double()
-                parts = round_weights(*parts, input_scale, OUTPUT_CHANNEL_AXIS[op.kind] is not None)
-            inputs = [*inputs, *parts]
+            inputs = [*inputs, *self.parameters_of(op, grids)]
         y = KERNELS[op.kind](op, self.graph.tensor(op.outputs[0]).shape, inputs)
         return activate(y, op.attrs.get("activation", "none"))
 
