@@ -73,7 +73,7 @@ def dkpp_loss(
         generator: see `permute_others`.
     """
     with torch.autocast(student_logits.device.type, enabled=False):
-        student, teacher = in_float32(student_logits, teacher_logits.detach())
+        student, teacher = in_float32(student_logits, teacher_logits)
         return divergence(student, permute_others(teacher.softmax(dim=1), generator))
 
 

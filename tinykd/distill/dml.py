@@ -30,7 +30,8 @@ def mutual_loss(logits: Sequence[torch.Tensor], number: int, variant: str = "kl"
         variant: "kl" or "mean".
     """
     with torch.autocast(logits[0].device.type, enabled=False):
-        own, *peers = in_float32(logits[number], *(z.detach() for i, z in enumerate(logits) if i != number))
+        # `divergence` lets no gradient into the peers.
+        own, *peers = in_float32(logits[number], *(z for i, z in enumerate(logits) if i != number))
         if variant == "mean":
             return divergence(own, mean_probabilities(peers))
         return torch.stack([divergence(own, peer.softmax(dim=1)) for peer in peers]).mean()
