@@ -24,6 +24,7 @@ def recalibrate(model: nn.Module, batches: Iterable[torch.Tensor], cluster: Clus
     """
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]
     sums = {norm: torch.zeros((2, norm.num_features), device=norm.weight.device) for norm in norms}
+    steps = [None if norm.num_batches_tracked is None else norm.num_batches_tracked.clone() for norm in norms]
     count = torch.zeros((), device=norms[0].weight.device)
 
     def note(norm: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
@@ -44,7 +45,8 @@ def recalibrate(model: nn.Module, batches: Iterable[torch.Tensor], cluster: Clus
         for handle in handles:
             handle.remove()
     cluster.sum(count)
-    for norm in norms:
+    for norm, step in zip(norms, steps, strict=True):
+        norm.num_batches_tracked = step
         mean, variance = cluster.sum(sums[norm]) / count
         assert norm.running_mean is not None and norm.running_var is not None
         norm.running_mean.copy_(mean)
