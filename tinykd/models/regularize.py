@@ -4,7 +4,8 @@ Elements: Srivastava et al., JMLR 2014. Whole channels (SpatialDropout): Tompson
 Blocks (DropBlock): Ghiasi et al., NeurIPS 2018 (arXiv:1810.12890).
 
 Masks come from torch's global generator, whose state is part of a checkpoint. With several processes each one draws the
-masks of the whole batch and takes its own part, so that together they drop what one process alone would.
+masks of the whole batch and takes its own part, so that together they drop what one process alone would. Losses that
+read a changed tap see what the next layer sees.
 """
 
 from __future__ import annotations
