@@ -109,7 +109,7 @@ LISTS: dict[str, tuple[Callable[[], list[Row]], list[str], list[str]]] = {
         ["core", "description"],
     ),
     "models": (model_rows, ["name", "role", "summary", "source"], ["source"]),
-    "methods": (method_rows, ["name", "title", "matches", "cost", "paper"], ["matches", "paper"]),
+    "methods": (method_rows, ["name", "axis", "matches", "stages", "cost", "paper"], ["axis", "paper"]),
     "datasets": (dataset_rows, ["name", "summary", "source"], ["source"]),
     "recipes": (
         recipe_rows,
@@ -118,6 +118,7 @@ LISTS: dict[str, tuple[Callable[[], list[Row]], list[str], list[str]]] = {
     ),
 }
 _WIDE_COLUMNS = 110
+_PROSE = ("summary", "description", "source", "matches", "cost", "paper")
 
 _TITLES = {"clock_hz": "clock", "sram_bytes": "SRAM", "flash_bytes": "flash", "mcu": "MCU"}
 
@@ -158,7 +159,8 @@ def command(what: str, as_json: bool) -> None:
         # A name is there to be copied, so it is never broken; the prose at the end takes the room that is left.
         table.add_column(
             _TITLES.get(column, column),
-            no_wrap=column not in ("summary", "description", "source", "title", "paper"),
+            no_wrap=column not in _PROSE,
+            min_width=max(len(str(row["name"])) for row in rows) if column == "name" else None,
             style="cyan" if index == 0 else None,
             justify="right" if numeric else "left",
         )
