@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +22,7 @@ KEYS = ("hint", "weight_hint", "nst", "ft", "at", "at_grad", "ab", "fsp", "vid",
 WITH_ADAPTERS = {"hint", "weight_hint", "ft", "ab", "vid", "reviewkd"}
 WITHOUT_TAPS = {"weight_hint", "at_grad"}
 
-STUDENTS: dict[str, dict[str, Any]] = {"resnet8": {}, "mobilenetv2": {"width": 0.35}}
+STUDENTS: dict[str, dict[str, Any]] = {"resnet8": {}, "mobilenetv2": {"width": 0.35, "head_channels": 160}}
 TEACHERS = ("resnet20", "resnet56", "wrn-16-2", "resnet18")
 
 
@@ -231,6 +232,13 @@ def test_embeddings_are_no_maps(key: str) -> None:
     ):
         with pytest.raises(ConfigError, match=named):
             make_method(key, taps, make_context(student, teacher))
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_rows_and_classes_have_the_same_defaults(key: str) -> None:
+    """A recipe that says nothing gets what the class does by itself."""
+    parameters = inspect.signature(type(build_method(key))).parameters
+    assert {name: parameter.default for name, parameter in parameters.items()} == METHODS[key].args
 
 
 def test_rows_are_complete() -> None:

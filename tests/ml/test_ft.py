@@ -155,6 +155,18 @@ def test_the_paraphraser_learns_in_its_stage_and_stands_still_afterwards(variant
     assert same(before)
 
 
+def test_a_look_at_the_figures_does_not_stop_the_paraphraser() -> None:
+    """The stage goes on with batch norm in training mode after figures and forward have put it into eval mode."""
+    student, teacher = small_models()
+    method = make_method("ft", None, make_context(student, teacher)).train()
+    step = run_step(method, student, teacher)
+    losses = []
+    for look in (lambda: None, lambda: method.figures(step), lambda: method(step)):
+        look()
+        losses.append(float(method.init_loss(step).detach()))
+    assert losses == [losses[0]] * 3
+
+
 def test_init_loss_is_the_mean_squared_reconstruction_error() -> None:
     """The mean over images, channels and pixels, of the teacher's own map; nothing flows into the teacher."""
     student, teacher = small_models()
