@@ -55,8 +55,9 @@ from tinykd.train.recalibrate import recalibrate
 from tinykd.train.schedule import learning_rate
 
 CPU = torch.device("cpu")
-CONFIG = NetAugConfig(calibration_images=12)
-RELEASE = NetAugConfig(stop_width_epochs=75)
+WIDTHS = [1.0, 1.8, 2.6]
+CONFIG = NetAugConfig(width=WIDTHS, calibration_images=12)
+RELEASE = NetAugConfig(width=WIDTHS, stop_width_epochs=75)
 FAMILIES = ["resnet8", "inverted", "mobilenetv3-large"]
 
 
@@ -224,7 +225,7 @@ def test_a_step_is_the_gradient_of_both_networks(tmp_path: Path) -> None:
     x = place.augment.normalise(torch.from_numpy(place.dataset.train.images))
     y = torch.from_numpy(place.dataset.train.labels)
     gradients, networks = [], []
-    for weight in reference.run(0, 1):
+    for weight, _ in zip((1.0, alpha), reference.run(0, 1), strict=True):
         networks.append(macs_of_pass(wide))
         loss = F.cross_entropy(wide(x), y)
         gradients.append([weight * g for g in torch.autograd.grad(loss, list(wide.parameters()))])
@@ -623,7 +624,7 @@ def test_every_method_goes_with_it_or_is_refused(key: str, tmp_path: Path) -> No
     networks of their own are refused before."""
     row = METHODS[key]
     plain, teacher = small_models()
-    recipe = make_recipe("smoke", {})
+    recipe = make_recipe("smoke", {"sort": key != "weight_hint"})
     weight = 1.0 if row.axis == "logits" else 0.01
     loss = DistillConfig(method=key, weight=weight, args={"negatives": 5} if key == "crd" else {})
     methods = make_methods([loss], make_context(plain, teacher))
@@ -772,6 +773,9 @@ def test_what_does_not_go_with_it_is_refused() -> None:
     with pytest.raises(ConfigError, match="the channels at block2.conv1:output of 'at'"):
         check_netaug(recipe, plain, methods)
     check_netaug(make_recipe("smoke", {"sort": False}), plain, methods)
+    moved = make_methods([DistillConfig(method="weight_hint")], make_context(plain, teacher))
+    with pytest.raises(ConfigError, match="netaug.sort: would move the weights that 'weight_hint' compares"):
+        check_netaug(recipe, plain, moved)
     tapped = DistillConfig(method="at_grad", args={"mode": "min_l2", "student_taps": "@stage2"})
     with pytest.raises(ConfigError, match="'at_grad' differentiates at taps"):
         check_netaug(recipe, plain, make_methods([tapped], make_context(plain, teacher)))

@@ -200,8 +200,8 @@ def test_rkd_distances_by_hand() -> None:
     triangle = torch.tensor([[0.0, 0.0], [3.0, 0.0], [0.0, 4.0]])
     plain = torch.tensor([[0.0, 3.0, 4.0], [3.0, 0.0, 5.0], [4.0, 5.0, 0.0]])
     assert torch.allclose(distances(triangle), plain / 4)
-    assert torch.allclose(distances(triangle, normalise=False), plain)
-    assert torch.allclose(distances(triangle, squared=True, normalise=False), plain.square())
+    assert torch.allclose(distances(triangle, normalize=False), plain)
+    assert torch.allclose(distances(triangle, squared=True, normalize=False), plain.square())
     assert torch.allclose(distances(triangle, squared=True), plain.square() / (50 / 3))
 
 
@@ -214,20 +214,20 @@ def test_rkd_angles_by_hand() -> None:
     )
 
 
-@pytest.mark.parametrize("normalise", [False, True, None])
-def test_rkd_squared_form(normalise: bool | None) -> None:
+@pytest.mark.parametrize("normalize", [False, True, None])
+def test_rkd_squared_form(normalize: bool | None) -> None:
     """`seed_sq` is the mean Huber distance of the n (n - 1) / 2 squared distances, not normalised by default."""
     sides = []
     for x in (E1.numpy(), E2.numpy()):
         squares = np.array([np.sum((x[i] - x[j]) ** 2) for i, j in combinations(range(5), 2)])
-        sides.append(squares / squares.mean() if normalise else squares)
+        sides.append(squares / squares.mean() if normalize else squares)
     apart = np.abs(sides[0] - sides[1])
     expected = np.where(apart < 1, 0.5 * apart**2, apart - 0.5).mean()
-    assert float(rkd_distance_loss(E1, E2, "seed_sq", normalise)) == pytest.approx(expected, rel=1e-12)
+    assert float(rkd_distance_loss(E1, E2, "seed_sq", normalize)) == pytest.approx(expected, rel=1e-12)
 
 
 def test_rkd_paper_form_without_normaliser() -> None:
-    """`normalise: false` in the paper's mode compares plain distances, over all N^2 pairs."""
+    """`normalize: false` in the paper's mode compares plain distances, over all N^2 pairs."""
     apart = (torch.cdist(E1, E1) - torch.cdist(E2, E2)).abs()
     expected = torch.where(apart < 1, 0.5 * apart.square(), apart - 0.5).mean()
     assert float(rkd_distance_loss(E1, E2, "paper", False)) == pytest.approx(float(expected), rel=1e-6)
@@ -404,7 +404,7 @@ def test_default_taps_and_maps(name: str) -> None:
         ("rkd", {"angle_weight": "50"}, "rkd: angle_weight must be a number of at least 0"),
         ("rkd", {"distance_weight": 0, "angle_weight": 0}, "rkd: distance_weight and angle_weight are both 0"),
         ("rkd", {"mode": "squared"}, "rkd: mode must be one of paper, seed_sq"),
-        ("rkd", {"normalise": 1}, "rkd: normalise must be true, false or null"),
+        ("rkd", {"normalize": 1}, "rkd: normalize must be true, false or null"),
         ("cc", {"form": "gram"}, "cc: form must be one of pairs, kernel"),
         ("cc", {"dim": 0}, "cc: dim must be a whole number of at least 1"),
         ("cc", {"order": 1.5}, "cc: order must be a whole number of at least 1"),

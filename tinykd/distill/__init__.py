@@ -300,7 +300,7 @@ METHODS: dict[str, Method] = {
                 "distance_weight": 25.0,
                 "angle_weight": 50.0,
                 "mode": "paper",
-                "normalise": None,
+                "normalize": None,
                 "student_taps": None,
                 "teacher_taps": None,
             },

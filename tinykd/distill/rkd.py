@@ -26,19 +26,19 @@ def _differences(embeddings: torch.Tensor) -> torch.Tensor:
     return embeddings.unsqueeze(0) - embeddings.unsqueeze(1)
 
 
-def distances(embeddings: torch.Tensor, squared: bool = False, normalise: bool = True) -> torch.Tensor:
+def distances(embeddings: torch.Tensor, squared: bool = False, normalize: bool = True) -> torch.Tensor:
     """Return the Euclidean distances of (N, D) embeddings, or their squares: (N, N), 0 on the diagonal.
 
     Args:
         embeddings: (N, D) float32 or float64.
         squared: leave the root out.
-        normalise: divide by the mean of those that are not 0.
+        normalize: divide by the mean of those that are not 0.
     """
     squares = _differences(embeddings).square().sum(dim=2)
     apart = squares > LEAST_DISTANCE**2
     found = torch.where(apart, squares, 1.0)
     found = torch.where(apart, found if squared else found.sqrt(), 0.0)
-    if not normalise:
+    if not normalize:
         return found
     count = apart.sum()
     return found / torch.where(count > 0, found.sum() / count.clamp(min=1), 1.0)
@@ -51,7 +51,7 @@ def angles(embeddings: torch.Tensor) -> torch.Tensor:
 
 
 def rkd_distance_loss(
-    student: torch.Tensor, teacher: torch.Tensor, mode: str = "paper", normalise: bool | None = None
+    student: torch.Tensor, teacher: torch.Tensor, mode: str = "paper", normalize: bool | None = None
 ) -> torch.Tensor:
     """Return the Huber distance of the two sides' distances, a 0-d tensor.
 
@@ -63,13 +63,13 @@ def rkd_distance_loss(
         student: (N, ...), any float type; lower precisions are raised to float32.
         teacher: (N, ...), its size may differ; no gradient flows into it.
         mode: "paper" or "seed_sq".
-        normalise: divide by the mean distance; None as the mode has it.
+        normalize: divide by the mean distance; None as the mode has it.
     """
     squared = mode == "seed_sq"
-    normalise = not squared if normalise is None else normalise
+    normalize = not squared if normalize is None else normalize
     with torch.autocast(student.device.type, enabled=False):
         student, teacher = in_float32(student.flatten(1), teacher.detach().flatten(1))
-        own, wanted = distances(student, squared, normalise), distances(teacher, squared, normalise)
+        own, wanted = distances(student, squared, normalize), distances(teacher, squared, normalize)
         apart = F.smooth_l1_loss(own, wanted, reduction="none")
         if not squared:
             return apart.mean()
@@ -105,7 +105,7 @@ class Rkd(FeatureMethod):
         distance_weight: float = 25.0,
         angle_weight: float = 50.0,
         mode: str = "paper",
-        normalise: bool | None = None,
+        normalize: bool | None = None,
         student_taps: Taps | None = None,
         teacher_taps: Taps | None = None,
     ) -> None:
@@ -113,19 +113,19 @@ class Rkd(FeatureMethod):
         require_number("rkd", "distance_weight", distance_weight, least=0)
         require_number("rkd", "angle_weight", angle_weight, least=0)
         require_choice("rkd", "mode", mode, MODES)
-        if normalise is not None and not isinstance(normalise, bool):
-            raise ConfigError(f"rkd: normalise must be true, false or null, not {normalise!r}")
+        if normalize is not None and not isinstance(normalize, bool):
+            raise ConfigError(f"rkd: normalize must be true, false or null, not {normalize!r}")
         if distance_weight == angle_weight == 0:
             raise ConfigError("rkd: distance_weight and angle_weight are both 0: nothing is left of the loss")
         self.distance_weight, self.angle_weight = float(distance_weight), float(angle_weight)
-        self.mode, self.normalise = mode, normalise
+        self.mode, self.normalize = mode, normalize
 
     def forward(self, step: DistillStep) -> torch.Tensor:
         """Return the loss of one step, a 0-d tensor."""
         terms = []
         for student, teacher in self.pairs(step):
             if self.distance_weight > 0:
-                terms.append(self.distance_weight * rkd_distance_loss(student, teacher, self.mode, self.normalise))
+                terms.append(self.distance_weight * rkd_distance_loss(student, teacher, self.mode, self.normalize))
             if self.angle_weight > 0:
                 terms.append(self.angle_weight * rkd_angle_loss(student, teacher))
         return torch.stack(terms).sum()

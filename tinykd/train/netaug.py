@@ -17,6 +17,7 @@ from torch import nn
 
 from tinykd.config import NetAugConfig, Recipe, TrainConfig
 from tinykd.distill.base import DistillMethod
+from tinykd.distill.weight_hint import WeightHint
 from tinykd.errors import ConfigError
 from tinykd.models.taps import tap_shapes
 from tinykd.models.widths import (
@@ -97,6 +98,8 @@ def check_netaug(recipe: Recipe, student: nn.Module, methods: Mapping[str, Disti
             faults.append(f"netaug: '{name}' has networks beside the student, which a second pass would train twice")
         if method.needs_input_grad and method.student_taps:
             faults.append(f"netaug: '{name}' differentiates at taps, of which a wider network has more channels")
+        if config.sort and isinstance(method, WeightHint):
+            faults.append(f"netaug.sort: would move the weights that '{name}' compares from place to place; use false")
         inside = [tap for tap in method.student_taps if is_sorted_inside(list_sortables(student), tap)]
         if config.sort and inside:
             faults.append(
