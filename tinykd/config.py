@@ -155,7 +155,9 @@ class RegularizeConfig(_Section):
 class NetAugConfig(_Section):
     """Network augmentation: the student is trained inside of wider networks that share its weights."""
 
-    width: list[float] = Field([1.0, 1.8, 2.6], description="factors of widths, drawn anew each step; 1 comes first")
+    width: list[float] | None = Field(
+        None, description="factors of widths, drawn anew each step; None: those released for the student's family"
+    )
     expand: list[float] = Field([1.0, 1.6, 2.2, 2.8], description="the same for the inner channels of blocks")
     alpha: float = Field(1.0, ge=0, description="weight of the wider network's loss; 0 is plain training")
     stop_width_epochs: int | None = Field(

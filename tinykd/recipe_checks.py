@@ -166,7 +166,7 @@ def _check_netaug(recipe: Recipe) -> list[str]:
     faults = [
         f"netaug.{key}: must start with 1 (the student itself) and rise to at most 8, not {factors}"
         for key, factors in (("width", config.width), ("expand", config.expand))
-        if factors[:1] != [1.0] or factors != sorted(set(factors)) or not factors[-1] <= 8
+        if factors is not None and (factors[:1] != [1.0] or factors != sorted(set(factors)) or not factors[-1] <= 8)
     ]
     if config.width == config.expand == [1.0]:
         faults.append("netaug: width and expand hold nothing but 1: there is no wider network")

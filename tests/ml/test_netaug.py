@@ -47,7 +47,7 @@ from tinykd.train.dynamic import (
 from tinykd.train.ema import Ema
 from tinykd.train.loop import fit
 from tinykd.train.netaug import NetAug, check_netaug, sort_channels
-from tinykd.train.netaug_plan import draw_widths, kinds_at, largest_widths, macs_by_widths, pass_cost
+from tinykd.train.netaug_plan import draw_widths, kinds_at, largest_widths, macs_by_widths, pass_cost, with_widths
 from tinykd.train.objective import Objective, make_methods
 from tinykd.train.place import Place
 from tinykd.train.progress import Progress
@@ -169,7 +169,7 @@ def test_the_student_has_the_first_channels(name: str) -> None:
 def test_new_weights_are_drawn_by_the_fan_in_of_the_widest_network(init: str) -> None:
     """Channels beyond the student come from U(-b, b), b = 1 / sqrt(fan-in); with `uniform` the student's do as well.
     Equal seeds draw equal weights, and torch's global generator is left alone."""
-    config = NetAugConfig(init=init)
+    config = NetAugConfig(width=WIDTHS, init=init)
     _, model, plain = begin("inverted", config)
     fresh = dict(outside(model, plain))
     for key, parameter in model.named_parameters():
@@ -213,7 +213,7 @@ def test_a_step_is_the_gradient_of_both_networks(tmp_path: Path) -> None:
     """One step of the loop moves the weights by -lr (gradient of the student + alpha gradient of the wider one)."""
     alpha, lr = 0.25, 0.1
     config = TrainConfig(epochs=1, batch_size=24, lr=lr, momentum=0, nesterov=False, weight_decay=0, amp=False)
-    netaug = NetAugConfig(alpha=alpha, sort=False, stop_width_epochs=0)
+    netaug = NetAugConfig(width=WIDTHS, alpha=alpha, sort=False, stop_width_epochs=0)
     place = make_place()
     passes = NetAug(netaug, config, place)
     model = student("inverted").train()
@@ -310,7 +310,7 @@ def test_every_inverted_block_and_gate_is_sorted() -> None:
 def test_channels_are_sorted_only_while_everything_is_drawn() -> None:
     """At the start of an epoch of the first phase channels are sorted, later and with `sort: false` they stay."""
     for sort, epoch, moved in ((True, 0, True), (True, 4, True), (True, 5, False), (False, 0, False)):
-        passes, model, _ = begin("resnet8", NetAugConfig(sort=sort, stop_width_epochs=5))
+        passes, model, _ = begin("resnet8", NetAugConfig(width=WIDTHS, sort=sort, stop_width_epochs=5))
         before = {key: value.clone() for key, value in model.state_dict().items()}
         passes.start_epoch(epoch, torch.optim.SGD(model.parameters(), lr=0.1), None)
         changed = any(not torch.equal(value, before[key]) for key, value in model.state_dict().items())
@@ -419,7 +419,7 @@ def test_ranks_draw_the_same_networks_and_seeds_others() -> None:
 
     def sequence(rank: int, seed: int, first: int = 0) -> list[int]:
         config = TrainConfig(epochs=2, seed=seed)
-        passes = NetAug(NetAugConfig(stop_width_epochs=0), config, make_place(cluster=Cluster(rank, 2)))
+        passes = NetAug(NetAugConfig(width=WIDTHS, stop_width_epochs=0), config, make_place(cluster=Cluster(rank, 2)))
         model = passes.begin(student("resnet8"))
         return [count_macs(model, (3, 16, 16)) for step in range(first, 10) for _ in passes.run(step, 5)]
 
@@ -466,6 +466,28 @@ def test_the_learning_rate_of_the_recipe_is_golden() -> None:
     config = load_recipe("folder-netaug").train
     rates = [learning_rate(config, step, 100) for step in (0, 250, 500, 8000)]
     assert rates == pytest.approx([0.025, 0.2125, 0.4, 0.2], rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("student", "widths"),
+    [
+        ("mobilenetv2-tiny", [1.0, 1.8, 2.6]),
+        ("mobilenetv2", [1.0, 1.8, 2.6]),
+        ("proxyless-w0.25", [1.0, 1.8, 2.6]),
+        ("mcunet-256kb-1mb", [1.0, 1.6, 2.2]),
+        ("mobilenetv3-large", [1.0, 2.0, 3.0]),
+    ],
+)
+def test_factors_are_those_released_for_the_family(student: str, widths: list[float]) -> None:
+    """A recipe that names none gets the widths of the released scripts; given ones stay. Expansions are the same."""
+    config = load_recipe("smoke", ["netaug={}"]).netaug
+    assert config is not None
+    assert with_widths(config, student).width == widths
+    assert with_widths(NetAugConfig(width=[1.0, 1.5]), student).width == [1.0, 1.5]
+    assert config.expand == [1.0, 1.6, 2.2, 2.8]
+    released = load_recipe("folder-netaug")
+    assert released.netaug is not None
+    assert released.netaug.width == with_widths(config, released.student.model).width
 
 
 @pytest.mark.parametrize(
@@ -624,7 +646,7 @@ def test_every_method_goes_with_it_or_is_refused(key: str, tmp_path: Path) -> No
     networks of their own are refused before."""
     row = METHODS[key]
     plain, teacher = small_models()
-    recipe = make_recipe("smoke", {"sort": key != "weight_hint"})
+    recipe = make_recipe("smoke", {})
     weight = 1.0 if row.axis == "logits" else 0.01
     loss = DistillConfig(method=key, weight=weight, args={"negatives": 5} if key == "crd" else {})
     methods = make_methods([loss], make_context(plain, teacher))
@@ -632,6 +654,10 @@ def test_every_method_goes_with_it_or_is_refused(key: str, tmp_path: Path) -> No
         with pytest.raises(ConfigError, match=f"'{key}' has networks beside the student"):
             check_netaug(recipe, plain, methods)
         return
+    if key == "weight_hint":
+        with pytest.raises(ConfigError, match="netaug.sort: would move the weights"):
+            check_netaug(recipe, plain, methods)
+        recipe = make_recipe("smoke", {"sort": False})
     check_netaug(recipe, plain, methods)
     place = make_place()
     config = TrainConfig(epochs=2, batch_size=8, lr=0.01, ema=0.5, label_weight=float(row.with_labels))

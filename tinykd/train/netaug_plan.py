@@ -16,6 +16,19 @@ _STREAM = 101
 """Keeps the draws of widths apart from others that are made from the same seed and step."""
 
 
+RELEASED = {"mcunet": (1.0, 1.6, 2.2), "mobilenetv3": (1.0, 2.0, 3.0), "resnet8": (1.0, 1.6, 2.2)}
+"""Factors of widths by the start of the student's name, as in the scripts released with the paper; resnet8 is our own.
+All others have (1, 1.8, 2.6)."""
+
+
+def with_widths(config: NetAugConfig, student: str) -> NetAugConfig:
+    """Return the configuration with the factors of widths filled in for a student of this name."""
+    if config.width is not None:
+        return config
+    found = next((factors for start, factors in RELEASED.items() if student.startswith(start)), (1.0, 1.8, 2.6))
+    return config.model_copy(update={"width": list(found)})
+
+
 def kinds_at(config: NetAugConfig, train: TrainConfig, epoch: int) -> tuple[Kind, ...]:
     """Return what is augmented in the 0-based epoch.
 
@@ -41,7 +54,7 @@ def draw_widths(
     a resumed training the one that it would have drawn.
     """
     rng = np.random.default_rng((_STREAM, *seed))
-    choices = {"width": config.width, "expand": config.expand}
+    choices = _choices(config)
     factors = {
         slot.path: choices[slot.kind][rng.integers(len(choices[slot.kind]))]
         for slot in slots
@@ -52,8 +65,13 @@ def draw_widths(
 
 def largest_widths(slots: Sequence[Slot], config: NetAugConfig, kinds: Sequence[Kind] = KINDS) -> dict[str, int]:
     """Return path -> channels of the widest network in which these kinds are augmented."""
-    most = {"width": max(config.width), "expand": max(config.expand)}
+    most = {kind: max(factors) for kind, factors in _choices(config).items()}
     return resolve_widths(slots, {slot.path: most[slot.kind] for slot in slots if slot.kind in kinds and slot.kind})
+
+
+def _choices(config: NetAugConfig) -> dict[Kind, list[float]]:
+    assert config.width is not None, "with_widths fills them in"
+    return {"width": config.width, "expand": config.expand}
 
 
 def macs_by_widths(

@@ -24,6 +24,7 @@ from tinykd.train.checkpoint import load_checkpoint, save_checkpoint
 from tinykd.train.journal import METRICS
 from tinykd.train.loop import CHECKPOINT, DeviceSplit, FitResult, evaluate, fit
 from tinykd.train.netaug import NetAug, check_netaug
+from tinykd.train.netaug_plan import with_widths
 from tinykd.train.objective import Objective, make_methods
 from tinykd.train.place import Place
 from tinykd.train.regularized import check_regularizer, regularize
@@ -232,7 +233,9 @@ def _train_once(
             continue
         torch.manual_seed(seed + number)
         config = stage.config.model_copy(update={"seed": seed})
-        passes = NetAug(recipe.netaug, config, place) if is_task and recipe.netaug else None
+        passes = None
+        if is_task and recipe.netaug is not None:
+            passes = NetAug(with_widths(recipe.netaug, recipe.student.model), config, place)
         fitted = fit(
             model,
             Objective(config, stage.losses, methods, teacher, stage.init, place.cluster),
