@@ -229,8 +229,9 @@ def _beside_the_student(results: dict[str, Any], config: dict[str, Any]) -> list
             Fact("stages before", ", ".join(f"{stage['name']} ({stage['epochs']} epochs)" for stage in before))
         )
     if netaug := config.get("netaug"):
-        widths = ", ".join(f"{factor:g}" for factor in netaug["width"])
-        facts.append(Fact("NetAug", f"widths × {widths}", "the student inside wider networks while it trained"))
+        widths = ", ".join(f"{factor:g}" for factor in netaug["width"] or [])
+        value = f"widths × {widths}" if widths else "the family's widths"
+        facts.append(Fact("NetAug", value, "the student inside wider networks while it trained"))
     if (value := results.get("top1_fake_quant")) is not None:
         facts.append(Fact("int8 in the loop", percent(value), f"{(config.get('qat') or {}).get('epochs')} epochs"))
     for name, value in (results.get("methods") or {}).items():
