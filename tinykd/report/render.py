@@ -230,8 +230,8 @@ def _beside_the_student(results: dict[str, Any], config: dict[str, Any]) -> list
         )
     if netaug := config.get("netaug"):
         widths = ", ".join(f"{factor:g}" for factor in netaug["width"] or [])
-        value = f"widths × {widths}" if widths else "the family's widths"
-        facts.append(Fact("NetAug", value, "the student inside wider networks while it trained"))
+        shown = f"widths × {widths}" if widths else "the family's widths"
+        facts.append(Fact("NetAug", shown, "the student inside wider networks while it trained"))
     if (value := results.get("top1_fake_quant")) is not None:
         facts.append(Fact("int8 in the loop", percent(value), f"{(config.get('qat') or {}).get('epochs')} epochs"))
     for name, value in (results.get("methods") or {}).items():
