@@ -23,8 +23,9 @@ pytestmark = pytest.mark.skipif(not TEXT, reason="docs/ is not part of this inst
 
 
 def test_every_method_has_its_recipe() -> None:
-    """The tables name all methods of the registry, each once."""
+    """The tables name all methods of the registry, each once, and the README counts them right."""
     assert sorted(key for key, _, _ in ROWS) == sorted(METHODS)
+    assert f"\n{len(METHODS)} distillation methods" in (PAGE.parents[1] / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(("key", "line", "labels"), ROWS, ids=lambda value: value if value in METHODS else "")
