@@ -129,6 +129,7 @@ def main() -> int:
         for number in range(arguments.jobs):
             copies.put(copy_tree(Path(folder) / str(number)))
         tests = sorted({test for mutant in mutants for test in mutant.tests})
+        print(f"{len(mutants)} mutants; first {len(tests)} lists of tests without any, which takes a while", flush=True)
         code, failed = run_tests(Path(folder) / "0", tests)
         if code:
             print(f"the tests do not pass without any mutant ({failed or f'pytest ended with {code}'})")

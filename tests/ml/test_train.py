@@ -553,3 +553,17 @@ def test_several_seeds_share_one_teacher(tmp_path: Path) -> None:
     assert len(teachers) == 1
     assert len(students) == 2
     assert json.loads(CliRunner().invoke(command, arguments).stdout) == told
+
+
+def test_a_training_ends_with_what_it_cost(tmp_path: Path) -> None:
+    """Speed, shares of a step that add up to 1, NetAug's measured overhead, memory and time are told, once."""
+    options = [item for override in [*TINY, "netaug={calibration_images: 32}"] for item in ("-s", override)]
+    arguments = ["smoke", *options, "--out", str(tmp_path), "--device", "cpu"]
+    done = CliRunner().invoke(command, arguments)
+    assert done.exit_code == 0, done.output
+    for part in ("steps/s on cpu", "teacher ", "augmented ", "times as long as without", "MiB"):
+        assert part in done.stderr
+    cost = read_manifest(tmp_path / "train", "train").results["cost"]
+    assert sum(value for key, value in cost.items() if key.endswith("_share")) == pytest.approx(1)
+    assert cost["augmented_overhead"] > 1.2
+    assert "steps/s" not in CliRunner().invoke(command, arguments).stderr

@@ -18,18 +18,25 @@ if TYPE_CHECKING:
 
 
 def train_with_progress(recipe: Recipe, run_dir: Path, *, resume: bool = True, device: str | None = None) -> Manifest:
-    """Train into `run_dir` with the terminal's progress display; an interruption ends the process, resumably.
+    """Train into `run_dir` with the terminal's progress display, and tell what it cost.
+
+    An interruption ends the process, resumably.
 
     Raises:
         SystemExit: SIGINT or SIGTERM, after everything was saved; 128 + the signal's number.
     """
+    from tinykd.artifact import MANIFEST
     from tinykd.commands.lowering import lower_student
     from tinykd.train import StopRequested, train
     from tinykd.train.progress import Progress, make_progress
 
     progress = make_progress() if leads() else Progress()
+    known = resume and (run_dir / "train" / MANIFEST).is_file()
     try:
-        return train(recipe, run_dir, resume=resume, progress=progress, device=device, lower=lower_student)
+        manifest = train(recipe, run_dir, resume=resume, progress=progress, device=device, lower=lower_student)
+        if not known:
+            progress.note(describe_cost(manifest.results))
+        return manifest
     except StopRequested as stop:
         progress.note(f"Stopped; everything is saved. Continue with the same command: it goes on in {run_dir}.")
         raise SystemExit(128 + stop.signal_number) from None
@@ -101,7 +108,6 @@ def command(
         spent = f"{results['qat']['epochs']} epochs, {results['qat']['seconds']:,.0f} s"
         click.echo(f"with rounding to int8 in the loop {results['top1_fake_quant']:.2%} ({spent})")
     click.echo(f"{results['params']:,} parameters, {results['macs']:,} MACs")
-    click.echo(describe_cost(results))
 
 
 def _train_seeds(recipe: Recipe, run_dir: Path, seeds: int, *, resume: bool, device: str | None, as_json: bool) -> None:
