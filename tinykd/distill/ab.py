@@ -16,7 +16,6 @@ from tinykd.distill.base import (
     Taps,
     in_float32,
     match_size,
-    require_maps,
     require_number,
 )
 from tinykd.errors import ConfigError
@@ -66,6 +65,7 @@ class Ab(FeatureMethod):
         ConfigError: an argument outside its range.
     """
 
+    maps_only = True
     default_taps = "@preacts"
     local = True
 
@@ -85,13 +85,7 @@ class Ab(FeatureMethod):
         self.checked = False
 
     def build(self, student_shapes: list[Shape], teacher_shapes: list[Shape], context: Context) -> None:
-        """Make a connector for each pair.
-
-        Raises:
-            ConfigError: a tap that gives no (C, H, W) map.
-        """
-        require_maps("ab", "student", student_shapes, self.student_taps)
-        require_maps("ab", "teacher", teacher_shapes, self.teacher_taps)
+        """Make a connector for each pair."""
         pairs = zip(student_shapes, teacher_shapes, strict=True)
         self.connectors = nn.ModuleList(connector(student[0], teacher[0]) for student, teacher in pairs)
 

@@ -5,15 +5,12 @@ from __future__ import annotations
 import torch
 
 from tinykd.distill.base import (
-    Context,
     DistillStep,
     FeatureMethod,
-    Shape,
     Taps,
     in_float32,
     match_size,
     require_choice,
-    require_maps,
     require_number,
     unit_vectors,
 )
@@ -61,6 +58,7 @@ class At(FeatureMethod):
         ConfigError: an unknown mode, or p below 1.
     """
 
+    maps_only = True
     local = True
 
     def __init__(
@@ -74,15 +72,6 @@ class At(FeatureMethod):
         require_choice("at", "mode", mode, MODES)
         require_number("at", "p", p, least=1)
         self.mode, self.p = mode, float(p)
-
-    def build(self, student_shapes: list[Shape], teacher_shapes: list[Shape], context: Context) -> None:
-        """Check that each tap gives a map.
-
-        Raises:
-            ConfigError: one gives none.
-        """
-        require_maps("at", "student", student_shapes, self.student_taps)
-        require_maps("at", "teacher", teacher_shapes, self.teacher_taps)
 
     def forward(self, step: DistillStep) -> torch.Tensor:
         """Return the loss of one step, a 0-d tensor."""

@@ -94,6 +94,7 @@ class AtGrad(FeatureMethod):
         ConfigError: an unknown mode, or arguments that do not go together.
     """
 
+    maps_only = True
     local = True
     needs_input_grad = True
 
@@ -131,8 +132,7 @@ class AtGrad(FeatureMethod):
             super().setup(context)
             return
         self.student_taps = context.student.resolve(wanted)
-        shapes = context.student.shapes(self.student_taps)
-        require_maps("at_grad", "student", list(shapes.values()), list(shapes))
+        require_maps(context.student.name, context.student.shapes(self.student_taps))
 
     def build(self, student_shapes: list[Shape], teacher_shapes: list[Shape], context: Context) -> None:
         """Check that the taps of each pair give maps of equal channels.
@@ -140,8 +140,6 @@ class AtGrad(FeatureMethod):
         Raises:
             ConfigError: they do not.
         """
-        require_maps("at_grad", "student", student_shapes, self.student_taps)
-        require_maps("at_grad", "teacher", teacher_shapes, self.teacher_taps)
         for s, t, tap, other in zip(student_shapes, teacher_shapes, self.student_taps, self.teacher_taps, strict=True):
             if s[0] != t[0]:
                 raise ConfigError(

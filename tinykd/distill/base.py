@@ -223,6 +223,8 @@ class FeatureMethod(DistillMethod):
     default_taps: ClassVar[str | tuple[str, ...]] = "@stages"
     default_teacher_taps: ClassVar[str | tuple[str, ...] | None] = None
     """The teacher's, where they differ."""
+    maps_only: ClassVar[bool] = False
+    """Whether taps must give (C, H, W) maps."""
 
     def __init__(self, student_taps: Taps | None = None, teacher_taps: Taps | None = None) -> None:
         super().__init__()
@@ -232,7 +234,8 @@ class FeatureMethod(DistillMethod):
         """Resolve the taps and hand the shapes of each pair to `build`.
 
         Raises:
-            ConfigError: no teacher, a tap that does not exist, unequal numbers of taps, or what `build` refuses.
+            ConfigError: no teacher, a tap that does not exist or gives no map, unequal numbers of taps, or what `build`
+                refuses.
         """
         if context.teacher is None:
             raise ConfigError("needs a teacher")
@@ -251,6 +254,9 @@ class FeatureMethod(DistillMethod):
             resolved = [taps[-count:] for taps in resolved]
         self.student_taps, self.teacher_taps = resolved
         shapes = [view.shapes(taps) for view, taps in zip(views, resolved, strict=True)]
+        if self.maps_only:
+            for view, found in zip(views, shapes, strict=True):
+                require_maps(view.name, found)
         self.build(
             [shapes[0][tap] for tap in self.student_taps], [shapes[1][tap] for tap in self.teacher_taps], context
         )
@@ -294,11 +300,11 @@ def unit_vectors(x: torch.Tensor, dim: int = 1, least: float = 1e-8) -> torch.Te
     return torch.where(has_direction, x * torch.where(has_direction, squared, 1.0).rsqrt(), 0.0)
 
 
-def require_maps(method: str, view: str, shapes: Sequence[Shape], taps: Sequence[str]) -> None:
-    """Raise ConfigError unless every tap gives a (C, H, W) map."""
-    for shape, tap in zip(shapes, taps, strict=True):
+def require_maps(name: str, shapes: Mapping[str, Shape]) -> None:
+    """Raise ConfigError unless every tap (tap -> shape) of the model `name` gives a (C, H, W) map."""
+    for tap, shape in shapes.items():
         if len(shape) != 3:
-            raise ConfigError(f"{method}: {view} tap '{tap}' gives {shape}, but a (C, H, W) map is needed")
+            raise ConfigError(f"{name} tap '{tap}' gives {shape}, but a (C, H, W) map is needed")
 
 
 def require_number(

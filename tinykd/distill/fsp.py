@@ -13,7 +13,6 @@ from tinykd.distill.base import (
     Taps,
     in_float32,
     match_size,
-    require_maps,
     require_number,
 )
 from tinykd.errors import ConfigError
@@ -58,6 +57,7 @@ class Fsp(FeatureMethod):
         ConfigError: an argument outside its range.
     """
 
+    maps_only = True
     default_taps = ("@stem", "@stages")
     local = True
 
@@ -78,10 +78,8 @@ class Fsp(FeatureMethod):
         """Check the channels.
 
         Raises:
-            ConfigError: fewer than two taps, one that gives no map, or a pair of unequal channels.
+            ConfigError: fewer than two taps, or a pair of unequal channels.
         """
-        require_maps("fsp", "student", student_shapes, self.student_taps)
-        require_maps("fsp", "teacher", teacher_shapes, self.teacher_taps)
         if len(student_shapes) < 2:
             raise ConfigError(f"fsp: needs at least 2 taps, whose products it compares, not {len(student_shapes)}")
         unequal = [

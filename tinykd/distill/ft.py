@@ -21,7 +21,6 @@ from tinykd.distill.base import (
     in_float32,
     match_size,
     require_choice,
-    require_maps,
     require_number,
     unit_vectors,
 )
@@ -94,6 +93,7 @@ class Ft(FeatureMethod):
         ConfigError: an argument outside its range.
     """
 
+    maps_only = True
     default_taps = "@last"
     local = True
 
@@ -115,13 +115,7 @@ class Ft(FeatureMethod):
         self.variant, self.rate = variant, float(rate)
 
     def build(self, student_shapes: list[Shape], teacher_shapes: list[Shape], context: Context) -> None:
-        """Make a paraphraser and a translator for each pair.
-
-        Raises:
-            ConfigError: a tap that gives no (C, H, W) map.
-        """
-        require_maps("ft", "student", student_shapes, self.student_taps)
-        require_maps("ft", "teacher", teacher_shapes, self.teacher_taps)
+        """Make a paraphraser and a translator for each pair."""
         sizes = [max(1, int(shape[0] * self.rate)) for shape in teacher_shapes]
         norm = self.variant == "paper"
         self.paraphrasers = nn.ModuleList(

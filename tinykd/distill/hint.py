@@ -20,7 +20,6 @@ from tinykd.distill.base import (
     in_float32,
     match_size,
     require_choice,
-    require_maps,
 )
 from tinykd.errors import ConfigError
 
@@ -61,6 +60,7 @@ class Hint(FeatureMethod):
         ConfigError: an argument outside its range.
     """
 
+    maps_only = True
     default_taps = "@stage2"
     local = True
 
@@ -82,14 +82,8 @@ class Hint(FeatureMethod):
         self.reduction, self.relu = reduction, relu
 
     def build(self, student_shapes: list[Shape], teacher_shapes: list[Shape], context: Context) -> None:
-        """Make a regressor for each pair.
-
-        Raises:
-            ConfigError: a tap that gives no (C, H, W) map.
-        """
+        """Make a regressor for each pair."""
         assert context.teacher is not None
-        require_maps("hint", "student", student_shapes, self.student_taps)
-        require_maps("hint", "teacher", teacher_shapes, self.teacher_taps)
         relus = [
             not has_negatives(context.teacher, tap) if self.relu is None else self.relu for tap in self.teacher_taps
         ]

@@ -5,16 +5,13 @@ from __future__ import annotations
 import torch
 
 from tinykd.distill.base import (
-    Context,
     DistillStep,
     FeatureMethod,
-    Shape,
     Taps,
     in_float32,
     match_size,
     require_choice,
     require_integer,
-    require_maps,
     require_number,
     unit_vectors,
 )
@@ -81,6 +78,7 @@ class Nst(FeatureMethod):
         ConfigError: an unknown kernel, a degree below 1, or an offset below 0.
     """
 
+    maps_only = True
     local = True
 
     def __init__(
@@ -96,15 +94,6 @@ class Nst(FeatureMethod):
         require_integer("nst", "degree", degree, least=1)
         require_number("nst", "offset", offset, least=0)
         self.kernel, self.degree, self.offset = kernel, degree, float(offset)
-
-    def build(self, student_shapes: list[Shape], teacher_shapes: list[Shape], context: Context) -> None:
-        """Check that each tap gives a map.
-
-        Raises:
-            ConfigError: one gives none.
-        """
-        require_maps("nst", "student", student_shapes, self.student_taps)
-        require_maps("nst", "teacher", teacher_shapes, self.teacher_taps)
 
     def forward(self, step: DistillStep) -> torch.Tensor:
         """Return the loss of one step, a 0-d tensor."""

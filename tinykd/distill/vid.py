@@ -19,7 +19,6 @@ from tinykd.distill.base import (
     Taps,
     in_float32,
     match_size,
-    require_maps,
     require_number,
 )
 
@@ -82,6 +81,7 @@ class Vid(FeatureMethod):
         ConfigError: an argument outside its range.
     """
 
+    maps_only = True
     local = True
 
     def __init__(
@@ -92,13 +92,7 @@ class Vid(FeatureMethod):
         self.initial_variance = float(initial_variance)
 
     def build(self, student_shapes: list[Shape], teacher_shapes: list[Shape], context: Context) -> None:
-        """Make a prediction for each pair.
-
-        Raises:
-            ConfigError: a tap that gives no (C, H, W) map.
-        """
-        require_maps("vid", "student", student_shapes, self.student_taps)
-        require_maps("vid", "teacher", teacher_shapes, self.teacher_taps)
+        """Make a prediction for each pair."""
         self.predictions = nn.ModuleList(
             Prediction(student[0], teacher[0], self.initial_variance)
             for student, teacher in zip(student_shapes, teacher_shapes, strict=True)

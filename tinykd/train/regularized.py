@@ -25,7 +25,7 @@ def regularize(passes: Passes | None, config: RegularizeConfig, epochs: int, clu
 def check_regularizer(config: RegularizeConfig, student: ModelView) -> None:
     """Raise ConfigError for taps that the student does not have, or that are no (C, H, W) maps."""
     _, maps = regularized_taps(config, student.module, student.name)
-    require_maps("regularize", student.name, list(student.shapes(maps).values()), maps)
+    require_maps(f"regularize: {student.name}", student.shapes(maps))
 
 
 class Regularized(Passes):
