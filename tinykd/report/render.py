@@ -215,7 +215,8 @@ def training_facts(records: RunRecords) -> list[Fact]:
     facts.append(Fact("machine", str(results.get("device", "")), seconds(results.get("seconds"))))
     if cost := results.get("cost"):
         overhead = cost.get("augmented_overhead")
-        notes = [f"teacher {percent(cost['teacher_share'], 0)} of a step", f"{cost['peak_memory_mib']:,.0f} MiB at most"]
+        teacher = percent(cost["teacher_share"], 0)
+        notes = [f"teacher {teacher} of a step", f"{cost['peak_memory_mib']:,.0f} MiB at most"]
         notes += [f"NetAug makes a step {overhead:.1f} times as long"] if overhead else []
         facts.append(Fact("speed", f"{results.get('steps_per_s')} steps/s", " · ".join(notes)))
     return facts
