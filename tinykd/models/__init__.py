@@ -87,8 +87,9 @@ _ENTRIES = (
             role="student",
             summary="trains, with NetAug too; export is refused: no int8 hard-swish and product yet",
             source=_MBV3,
-            implementation=f"tinykd.models.mobilenetv3:build_{size}",
+            implementation="tinykd.models.mobilenetv3:build",
             args={"width": 1.0, "hidden_channels": None, "stem_stride": 2, "dropout": 0.0},
+            pattern=f"mobilenetv3-{size}",
         )
         for size in ("large", "small")
     ),

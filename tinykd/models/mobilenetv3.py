@@ -151,7 +151,14 @@ class MobileNetV3(Backbone):
         return StageTaps("stem", (*ends, "head"), (*ends, "head.act:input"), "classifier.act")
 
 
-def build_large(
+VARIANTS = {
+    "mobilenetv3-large": (LARGE, LARGE_HEAD, LARGE_SQUEEZED),
+    "mobilenetv3-small": (SMALL, SMALL_HEAD, SMALL_SQUEEZED),
+}
+
+
+def build(
+    name: str,
     num_classes: int,
     resolution: int,
     in_channels: int,
@@ -160,43 +167,15 @@ def build_large(
     stem_stride: int,
     dropout: float,
 ) -> nn.Module:
-    """Return MobileNetV3-Large. At width 0.35 it is MobileNetV3-w0.35 of NetAug (Cai et al. 2022, arXiv:2110.08890).
+    """Return the network `name` of VARIANTS.
+
+    Large at width 0.35 is MobileNetV3-w0.35 of NetAug (Cai et al. 2022, arXiv:2110.08890).
 
     Raises:
         ConfigError: an argument outside its range.
     """
     return MobileNetV3(
-        LARGE,
-        LARGE_HEAD,
-        LARGE_SQUEEZED,
-        width=width,
-        hidden_channels=hidden_channels,
-        num_classes=num_classes,
-        resolution=resolution,
-        in_channels=in_channels,
-        stem_stride=stem_stride,
-        dropout=dropout,
-    )
-
-
-def build_small(
-    num_classes: int,
-    resolution: int,
-    in_channels: int,
-    width: float,
-    hidden_channels: int | None,
-    stem_stride: int,
-    dropout: float,
-) -> nn.Module:
-    """Return MobileNetV3-Small.
-
-    Raises:
-        ConfigError: an argument outside its range.
-    """
-    return MobileNetV3(
-        SMALL,
-        SMALL_HEAD,
-        SMALL_SQUEEZED,
+        *VARIANTS[name],
         width=width,
         hidden_channels=hidden_channels,
         num_classes=num_classes,

@@ -66,18 +66,23 @@ class DeviceSplit:
         """Return the number of images."""
         return len(self.labels)
 
+    def batches(self, augment: Augment, batch_size: int = 500) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield (images, labels) in order, the images normalised (N, C, H, W) float32 with nothing random."""
+        for start in range(0, len(self), batch_size):
+            part = slice(start, start + batch_size)
+            yield augment.normalise(self.images[part]), self.labels[part]
+
 
 @torch.no_grad()
-def evaluate(model: nn.Module, split: DeviceSplit, augment: Augment, batch_size: int = 500) -> float | None:
+def evaluate(model: nn.Module, split: DeviceSplit, augment: Augment) -> float | None:
     """Return the top-1 accuracy 0..1 in eval mode and float32; None for an empty split. The mode is put back."""
     if not len(split):
         return None
     training = model.training
     model.eval()
     correct = torch.zeros((), dtype=torch.int64, device=split.labels.device)
-    for start in range(0, len(split), batch_size):
-        logits = model(augment.normalise(split.images[start : start + batch_size]))
-        correct += (logits.argmax(1) == split.labels[start : start + batch_size]).sum()
+    for images, labels in split.batches(augment):
+        correct += (model(images).argmax(1) == labels).sum()
     model.train(training)
     return int(correct) / len(split)
 
@@ -370,11 +375,7 @@ def _mixed_precision(config: TrainConfig, device: torch.device) -> tuple[bool, t
 
 
 def _choose_trained(model: nn.Module, trains: Trained) -> None:
-    """Let the parameters that a stage trains require a gradient, and no others.
-
-    Raises:
-        ConfigError: a path that the model does not have.
-    """
+    """Let the parameters that a stage trains require a gradient, and no others."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(
             trains == "student"

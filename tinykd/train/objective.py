@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,15 +28,21 @@ class Taught:
     features: Mapping[str, torch.Tensor]
 
 
-def make_methods(losses: Sequence[DistillConfig], context: Context) -> dict[str, DistillMethod]:
+def make_methods(
+    losses: Sequence[DistillConfig], context: Context, known: Collection[str] = ()
+) -> dict[str, DistillMethod]:
     """Return the methods of a stage by the names of its losses, built and set up for these models.
+
+    Losses whose names are `known` are left out: an earlier stage has made their methods.
 
     Raises:
         ConfigError: what any of them refuses, all of it in one error.
     """
     methods: dict[str, DistillMethod] = {}
     faults: list[str] = []
-    for name, loss in zip(loss_names(list(losses)), losses, strict=True):
+    for name, loss in zip(loss_names(losses), losses, strict=True):
+        if name in known:
+            continue
         try:
             method = build_method(loss.method, loss.args)
             method.setup(context)

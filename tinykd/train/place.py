@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
 from tinykd.data.augment import Augment
 from tinykd.data.base import Dataset
 from tinykd.train.cluster import Cluster
+from tinykd.train.loop import DeviceSplit
 from tinykd.train.progress import Progress
 
 
@@ -21,3 +23,8 @@ class Place:
     device: torch.device
     cluster: Cluster
     progress: Progress
+
+    @cached_property
+    def test(self) -> DeviceSplit:
+        """The test split on the device."""
+        return DeviceSplit(self.dataset.test, self.device)

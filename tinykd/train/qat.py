@@ -27,7 +27,7 @@ from tinykd.train import QAT_WEIGHTS
 from tinykd.train.checkpoint import load_checkpoint, save_checkpoint
 from tinykd.train.cluster import SOLO, Cluster
 from tinykd.train.journal import METRICS
-from tinykd.train.loop import CHECKPOINT, DeviceSplit, evaluate, fit
+from tinykd.train.loop import CHECKPOINT, evaluate, fit
 from tinykd.train.objective import Objective
 from tinykd.train.passes import Passes
 from tinykd.train.place import Place
@@ -137,7 +137,7 @@ def train_quantised(
     if place.cluster.leads:
         save_quantised(folder / QAT_WEIGHTS, fitted.model)
     return {
-        "top1_fake_quant": evaluate(fitted.model, DeviceSplit(dataset.test, place.device), place.augment),
+        "top1_fake_quant": evaluate(fitted.model, place.test, place.augment),
         "top1_fake_quant_val": fitted.top1_val,
         "qat": {
             "teacher": config.teacher if config.weight > 0 else None,

@@ -25,7 +25,7 @@ from tinykd.models.load import STUDENT, save_model
 from tinykd.train import cluster
 from tinykd.train.cluster import Cluster
 from tinykd.train.journal import METRICS
-from tinykd.train.loop import CHECKPOINT, DeviceSplit, evaluate
+from tinykd.train.loop import CHECKPOINT, evaluate
 from tinykd.train.place import Place
 from tinykd.train.progress import Progress
 from tinykd.train.qat import Lower, check_qat, finish_qat, train_quantised
@@ -102,17 +102,16 @@ def _train(
     if processes.leads:
         write_bytes(folder / RECIPE, recipe.to_yaml().encode())
     processes.wait()
-    test = DeviceSplit(dataset.test, device)
     with _own_random_state(device):
         teacher = get_teacher(recipe, folder / "teacher", place)
-        teacher_top1 = evaluate(teacher.module.to(device), test, augment) if teacher else None
+        teacher_top1 = evaluate(teacher.module.to(device), place.test, augment) if teacher else None
         trained = train_student(recipe, teacher.module if teacher else None, folder, place)
         fitted, student_spec = trained.fitted, trained.spec
         quantised = {}
         if recipe.qat is not None:
             module = teacher.module if teacher else None
             quantised = train_quantised(recipe, recipe.qat, fitted.model, student_spec, module, folder, place, lower)
-    top1_float = evaluate(fitted.model, test, augment)
+    top1_float = evaluate(fitted.model, place.test, augment)
     shape = (student_spec.in_channels, student_spec.resolution, student_spec.resolution)
     results: dict[str, Any] = {
         "top1_float": top1_float,

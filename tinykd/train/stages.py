@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -41,7 +41,7 @@ def list_stages(recipe: Recipe) -> tuple[Stage, ...]:
     return (*stages, Stage(TASK, recipe.train, task_losses))
 
 
-def loss_names(losses: tuple[DistillConfig, ...] | list[DistillConfig]) -> list[str]:
+def loss_names(losses: Sequence[DistillConfig]) -> list[str]:
     """Return what each loss is called: its own name, or its method's, with its place where that is there twice."""
     names = [loss.name or loss.method for loss in losses]
     return [f"{name}_{index}" if names.count(name) > 1 else name for index, name in enumerate(names)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from tinykd.models.load import STUDENT, ModelSpec, load_model, save_model
 from tinykd.models.teacher import Teacher
 from tinykd.train.checkpoint import load_checkpoint, save_checkpoint
 from tinykd.train.journal import METRICS
-from tinykd.train.loop import CHECKPOINT, DeviceSplit, FitResult, evaluate, fit
+from tinykd.train.loop import CHECKPOINT, FitResult, evaluate, fit
 from tinykd.train.netaug import NetAug, check_netaug
 from tinykd.train.netaug_plan import with_widths
 from tinykd.train.objective import Objective, make_methods
@@ -49,7 +50,7 @@ class TrainedStudent:
     files: list[str] = field(default_factory=list)
 
 
-def check_recipe(recipe: Recipe, place: Place, teacher: Teacher | None = None) -> None:
+def check_recipe(recipe: Recipe, place: Place) -> None:
     """Set up every stage with fresh models, so that what cannot work is known before anything is trained.
 
     Raises:
@@ -58,7 +59,8 @@ def check_recipe(recipe: Recipe, place: Place, teacher: Teacher | None = None) -
     with torch.random.fork_rng(devices=[]):
         student_spec = data_spec(recipe.student.model, recipe.student.args, place.dataset)
         student = student_spec.build()
-        if recipe.teacher is not None and teacher is None:
+        teacher = None
+        if recipe.teacher is not None:
             spec = data_spec(recipe.teacher.model, recipe.teacher.args, place.dataset)
             teacher = Teacher(spec.build())
         faults = [
@@ -137,7 +139,6 @@ def _train_generations(
     Every generation starts from fresh weights and a seed of its own. All but the last are kept in `generation-<n>/`, so
     that a training that was stopped goes on in the generation it was in.
     """
-    test = DeviceSplit(place.dataset.test, place.device)
     accuracies: list[float | None] = []
     members: list[nn.Module] = []
     seconds, files = 0.0, []
@@ -153,14 +154,14 @@ def _train_generations(
             model, spent = _keep_generation(own, teacher, folder / name, place, seed, title)
             files += [f"{name}/{file}" for file in (STUDENT, METRICS)]
         seconds += spent
-        accuracies.append(evaluate(model, test, place.augment))
+        accuracies.append(evaluate(model, place.test, place.augment))
         if generation:
             members.append(model)
         teacher = Teacher(model)
     results = {
         **trained.results,
         "generations_top1": accuracies,
-        "ensemble_top1": evaluate(_Ensemble(members), test, place.augment),
+        "ensemble_top1": evaluate(_Ensemble(members), place.test, place.augment),
     }
     return TrainedStudent(trained.fitted, trained.spec, seconds, results, [*files, *trained.files])
 
@@ -267,25 +268,17 @@ def _make_all(stages: tuple[Stage, ...], context: Context) -> dict[str, DistillM
     """Return the methods of all stages by name; a name that comes again is the same method, with what it learned."""
     methods: dict[str, DistillMethod] = {}
     for stage in stages:
-        new = [
-            loss for name, loss in zip(loss_names(list(stage.losses)), stage.losses, strict=True) if name not in methods
-        ]
-        methods.update(make_methods(new, context))
+        methods.update(make_methods(stage.losses, context, known=methods))
     return methods
 
 
 def _tell(
     methods: dict[str, DistillMethod], stage: Stage, student: nn.Module, spec: ModelSpec, folder: Path, place: Place
 ) -> tuple[dict[str, Any], list[str]]:
-    test = DeviceSplit(place.dataset.test, place.device)
-
-    def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        for start in range(0, len(test), 500):
-            yield place.augment.normalise(test.images[start : start + 500]), test.labels[start : start + 500]
-
+    batches = partial(place.test.batches, place.augment)
     results: dict[str, Any] = {}
     files: list[str] = []
-    for name in loss_names(list(stage.losses)):
+    for name in loss_names(stage.losses):
         method = methods[name].eval()
         with torch.no_grad():
             results.update({f"{name}_{key}": value for key, value in method.results(student, batches).items()})
