@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tinykd.ir import Graph, Op, Quant, Tensor, conv_output_size, same_padding, verify
+from tinykd.ir import Graph, Op, Quant, Tensor, conv_output_size, same_padding, spatial_paddings, verify
 
 needs_oracle = pytest.mark.skipif(
     not __import__("importlib.util").util.find_spec("tflite_micro"), reason="the tflite-micro wheel is not installed"
@@ -131,12 +131,14 @@ class Builder:
     def mean(self, keep_dims=False):
         channels = self.shape(self.x)[3]
         shape = (1, 1, 1, channels) if keep_dims else (1, channels)
-        return self._emit("mean", (self.x,), shape, keep_dims=keep_dims)
+        return self._emit("mean", (self.x,), shape, axes=(1, 2), keep_dims=keep_dims)
 
     def pad(self, padding):
         _, height, width, channels = self.shape(self.x)
         shape = (1, height + padding[0] + padding[1], width + padding[2] + padding[3], channels)
-        return self._emit("pad", (self.x,), shape, self.tensors[self.x].quant, padding=padding)
+        return self._emit(
+            "pad", (self.x,), shape, self.tensors[self.x].quant, paddings=spatial_paddings(padding), value=None
+        )
 
     def reshape(self, shape):
         return self._emit("reshape", (self.x,), shape, self.tensors[self.x].quant)

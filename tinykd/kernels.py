@@ -18,6 +18,7 @@ from tinykd.ir import (
     mean_params,
     requantization,
     softmax_params,
+    spatial_padding,
     tensor_quant,
 )
 
@@ -262,6 +263,8 @@ def _pool_call(function: str) -> Callable[[Graph, Op, str], Call]:
 
 def _mean(graph: Graph, op: Op, where: str) -> Call:
     x, _ = (_int8(graph.tensor(name), where) for name in (op.inputs[0], op.outputs[0]))
+    if op.attrs["axes"] != (1, 2) or len(x.shape) != 4:
+        raise UnsupportedModelError(f"{where}: mean over axes {list(op.attrs['axes'])}; the kernel takes H and W")
     constants = mean_params(graph, op)
     area = x.shape[1] * x.shape[2]
     if area > MEAN_MAX_AREA:
@@ -283,7 +286,10 @@ def _mean(graph: Graph, op: Op, where: str) -> Call:
 
 def _pad(graph: Graph, op: Op, where: str) -> Call:
     x, y = (_int8(graph.tensor(name), where) for name in (op.inputs[0], op.outputs[0]))
-    top, bottom, left, right = op.attrs["padding"]
+    padding = spatial_padding(op)
+    if padding is None:
+        raise UnsupportedModelError(f"{where}: pads by {op.attrs['paddings']}; the kernel pads height and width")
+    top, bottom, left, right = padding
     sizes = {
         "in_h": x.shape[1],
         "in_w": x.shape[2],

@@ -293,9 +293,13 @@ CASES: dict[str, Callable[[], Graph]] = {
         (1, 3, 3, 2),
         {"kernel": (2, 2), "stride": (2, 2), "padding": (0, 1, 0, 1), "activation": "none"},
     ),
-    "mean": lambda: float_graph("mean", (1, 4, 4, 3), (1, 3), {"keep_dims": False}),
-    "mean that keeps H and W": lambda: float_graph("mean", (1, 4, 4, 3), (1, 1, 1, 3), {"keep_dims": True}),
-    "pad": lambda: float_graph("pad", (1, 3, 3, 2), (1, 6, 4, 2), {"padding": (1, 2, 0, 1)}),
+    "mean": lambda: float_graph("mean", (1, 4, 4, 3), (1, 3), {"axes": (1, 2), "keep_dims": False}),
+    "mean that keeps H and W": lambda: float_graph(
+        "mean", (1, 4, 4, 3), (1, 1, 1, 3), {"axes": (1, 2), "keep_dims": True}
+    ),
+    "pad": lambda: float_graph(
+        "pad", (1, 3, 3, 2), (1, 6, 4, 2), {"paddings": ((0, 0), (1, 2), (0, 1), (0, 0)), "value": None}
+    ),
     "reshape to a vector": lambda: float_graph("reshape", (1, 2, 3, 4), (1, 24), {}),
     "reshape to a map": lambda: float_graph("reshape", (1, 2, 3, 4), (1, 4, 2, 3), {}),
     "softmax": lambda: float_graph("softmax", (1, 7), (1, 7), {"beta": 2.0}),

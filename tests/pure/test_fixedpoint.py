@@ -7,14 +7,14 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinykd.export.fixedpoint import (
+from tinykd.ir import quantize_multiplier
+from tinykd.ir.fixedpoint import (
     doubling_high_mul,
     exp_on_negative_values,
     multiply_by_quantized_multiplier,
     reciprocal,
     rounding_shift_right,
 )
-from tinykd.ir import quantize_multiplier
 
 int32 = st.integers(-(2**31), 2**31 - 1)
 

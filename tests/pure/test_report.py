@@ -56,7 +56,7 @@ def residual_graph(width: int = 8) -> Graph:
         x = activation(f"block{index}/add", tensors[y].shape)
         ops.append(Op("add", (y, shortcut), (x,), {"activation": "relu"}, f"block{index}/add"))
     mean = activation("mean", (1, 1, 1, 4 * width))
-    ops.append(Op("mean", (x,), (mean,), {"keep_dims": True}, "mean"))
+    ops.append(Op("mean", (x,), (mean,), {"axes": (1, 2), "keep_dims": True}, "mean"))
     flat = activation("flat", (1, 4 * width))
     ops.append(Op("reshape", (mean,), (flat,), {}, "flat"))
     weights = constant("logits/weights", (10, 4 * width), "int8", 1, 0.02)

@@ -11,7 +11,7 @@ import numpy as np
 
 import tinykd
 from tinykd.errors import UnsupportedModelError
-from tinykd.ir import Graph, MemoryPlan, Op, op_macs
+from tinykd.ir import Graph, MemoryPlan, Op, op_label, op_macs
 from tinykd.kernels import Call, select
 
 NAME_CHARACTERS = 31
@@ -69,7 +69,7 @@ def generate(graph: Graph, plan: MemoryPlan, model_sha256: str) -> GeneratedMode
         if op.kind == "reshape":
             _check_alias(graph, plan, op, index)
             continue
-        call = select(graph, op, f"op {index} ({op.kind}, {op.source or op.outputs[0]})")
+        call = select(graph, op, op_label(index, op))
         calls.append(call)
         ops.append(GeneratedOp(len(ops), index, op.kind, op.source, op_macs(graph, op), call.function))
     constants = _constant_inputs(graph, calls)

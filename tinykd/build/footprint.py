@@ -19,7 +19,7 @@ import tinykd
 from tinykd.board import Board, load_board
 from tinykd.build import BuildResult, build, compiler_version
 from tinykd.build.size import Sizes, read_sizes
-from tinykd.ir import Graph, MemoryPlan, Op, Placement, Quant, Tensor, verify
+from tinykd.ir import Graph, MemoryPlan, Op, Placement, Quant, Tensor, spatial_paddings, verify
 from tinykd.kernels import KERNELS
 
 TABLE = Path(tinykd.__file__).resolve().parent / "plan" / "footprint.toml"
@@ -172,11 +172,11 @@ def _pool(kind: str) -> _Sample:
 
 
 def _mean(x: str, tensors: dict[str, Tensor]) -> tuple[str, tuple[str, ...], dict[str, Any]]:
-    return "mean", (x,), {"keep_dims": True, "shape": (1, 1, 1, 8)}
+    return "mean", (x,), {"axes": (1, 2), "keep_dims": True, "shape": (1, 1, 1, 8)}
 
 
 def _pad(x: str, tensors: dict[str, Tensor]) -> tuple[str, tuple[str, ...], dict[str, Any]]:
-    return "pad", (x,), {"padding": (0, 0, 0, 0), "shape": tensors[x].shape}
+    return "pad", (x,), {"paddings": spatial_paddings((0, 0, 0, 0)), "value": None, "shape": tensors[x].shape}
 
 
 def _softmax(x: str, tensors: dict[str, Tensor]) -> tuple[str, tuple[str, ...], dict[str, Any]]:

@@ -114,7 +114,7 @@ def _mean(graph: Graph, op: Op, values: Values) -> np.ndarray:
 
 
 def _pad(graph: Graph, op: Op, values: Values) -> np.ndarray:
-    return padded(values[op.inputs[0]], op.attrs["padding"], 0.0)
+    return np.pad(values[op.inputs[0]], op.attrs["paddings"], constant_values=op.attrs["value"] or 0.0)
 
 
 def _reshape(graph: Graph, op: Op, values: Values) -> np.ndarray:

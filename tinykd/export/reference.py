@@ -12,13 +12,6 @@ from types import MappingProxyType
 import numpy as np
 
 from tinykd.errors import UnsupportedModelError
-from tinykd.export.fixedpoint import (
-    doubling_high_mul,
-    exp_on_negative_values,
-    multiply_by_quantized_multiplier,
-    reciprocal,
-    rounding_shift_right,
-)
 from tinykd.export.windows import map_batches, padded, window_counts, windows
 from tinykd.ir import (
     Graph,
@@ -29,6 +22,13 @@ from tinykd.ir import (
     requantization,
     softmax_params,
     tensor_quant,
+)
+from tinykd.ir.fixedpoint import (
+    doubling_high_mul,
+    exp_on_negative_values,
+    multiply_by_quantized_multiplier,
+    reciprocal,
+    rounding_shift_right,
 )
 from tinykd.ir.requant import ADD_LEFT_SHIFT, QMAX, QMIN, SOFTMAX_INTEGER_BITS, Requantization
 
@@ -191,8 +191,10 @@ def _mean(graph: Graph, op: Op, values: Values) -> np.ndarray:
 
 
 def _pad(graph: Graph, op: Op, values: Values) -> np.ndarray:
-    zero_point = tensor_quant(graph.tensor(op.outputs[0])).zero_point
-    return padded(values[op.inputs[0]], op.attrs["padding"], zero_point)
+    value = op.attrs["value"]
+    if value is None:
+        value = tensor_quant(graph.tensor(op.outputs[0])).zero_point
+    return np.pad(values[op.inputs[0]], op.attrs["paddings"], constant_values=value)
 
 
 def _reshape(graph: Graph, op: Op, values: Values) -> np.ndarray:

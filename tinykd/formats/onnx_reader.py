@@ -13,7 +13,7 @@ from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from tinykd.errors import InvalidModelError, UnsupportedModelError
-from tinykd.ir import Graph, Op, Tensor, conv_output_size, verify
+from tinykd.ir import Graph, Op, Tensor, conv_output_size, spatial_paddings, verify
 
 _FREE = ("Identity", "Dropout")
 
@@ -266,7 +266,7 @@ def _keep_flat(reader: _Reader, x: str, node: onnx.NodeProto) -> None:
 
 def _global_average_pool(reader: _Reader, node: onnx.NodeProto, where: str) -> None:
     x = reader.activation(node, 0, where)
-    reader.emit("mean", (x,), node, (1, 1, 1, reader.shape(x)[3]), keep_dims=True)
+    reader.emit("mean", (x,), node, (1, 1, 1, reader.shape(x)[3]), axes=(1, 2), keep_dims=True)
 
 
 def _reduce_mean(reader: _Reader, node: onnx.NodeProto, where: str) -> None:
@@ -277,7 +277,7 @@ def _reduce_mean(reader: _Reader, node: onnx.NodeProto, where: str) -> None:
         raise UnsupportedModelError(f"{where}: a mean over axes {list(axes)}; only over height and width")
     keep = bool(attrs.get("keepdims", 1))
     channels = reader.shape(x)[3]
-    reader.emit("mean", (x,), node, (1, 1, 1, channels) if keep else (1, channels), keep_dims=keep)
+    reader.emit("mean", (x,), node, (1, 1, 1, channels) if keep else (1, channels), axes=(1, 2), keep_dims=keep)
 
 
 def _pool(kind: str) -> Callable[[_Reader, onnx.NodeProto, str], None]:
@@ -319,7 +319,7 @@ def _pad(reader: _Reader, node: onnx.NodeProto, where: str) -> None:
         reader.alias[node.output[0]] = x
         return
     height, width = shape[1] + pads[2] + pads[6], shape[2] + pads[3] + pads[7]
-    reader.emit("pad", (x,), node, (1, height, width, shape[3]), padding=padding)
+    reader.emit("pad", (x,), node, (1, height, width, shape[3]), paddings=spatial_paddings(padding), value=None)
 
 
 def _flatten(reader: _Reader, node: onnx.NodeProto, where: str) -> None:

@@ -130,7 +130,7 @@ class _Writer:
             axes = self._constant("const/height_and_width", np.array([2, 3], np.int64))
             self._node("ReduceMean", [value, axes], result, name, keepdims=int(op.attrs["keep_dims"]))
         elif op.kind == "pad":
-            top, bottom, left, right = op.attrs["padding"]
+            (top, bottom), (left, right) = op.attrs["paddings"][1:3]
             pads = np.array([0, 0, top, left, 0, 0, bottom, right], np.int64)
             self._node("Pad", [value, self._constant(f"{y.name}/pads", pads)], result, name)
         elif op.kind == "reshape":

@@ -370,14 +370,14 @@ def _mean(reader: _Reader, raw: Any, names: _Names, outputs: _Names, where: str)
     axes = reader.constant(names[1] if len(names) > 1 else "", where, "axis list").reshape(-1)
     if rank != 4 or sorted(int(axis) % rank for axis in axes) != [1, 2]:
         raise UnsupportedModelError(f"{where}: a mean over axes {axes.tolist()} is not supported; only over H and W")
-    return names[:1], {"keep_dims": bool(options.KeepDims())}
+    return names[:1], {"axes": (1, 2), "keep_dims": bool(options.KeepDims())}
 
 
 def _pad(reader: _Reader, raw: Any, names: _Names, outputs: _Names, where: str) -> _Result:
     pads = reader.constant(names[1] if len(names) > 1 else "", where, "padding")
     if pads.shape != (4, 2) or pads[0].any() or pads[3].any() or (pads < 0).any():
         raise UnsupportedModelError(f"{where}: pads {pads.tolist()}; only H and W can be padded")
-    return names[:1], {"padding": tuple(int(value) for value in pads[1:3].reshape(-1))}
+    return names[:1], {"paddings": tuple((int(a), int(b)) for a, b in pads), "value": None}
 
 
 def _reshape(reader: _Reader, raw: Any, names: _Names, outputs: _Names, where: str) -> _Result:

@@ -290,10 +290,9 @@ def _shape_constant(graph: Graph, op: Op) -> Tensor | None:
     if op.kind == "reshape":
         return _int32(f"{y.name}/shape", np.array(y.shape, np.int32))
     if op.kind == "mean":
-        return _int32(f"{y.name}/axes", np.array([1, 2], np.int32))
+        return _int32(f"{y.name}/axes", np.array(op.attrs["axes"], np.int32))
     if op.kind == "pad":
-        top, bottom, left, right = op.attrs["padding"]
-        return _int32(f"{y.name}/paddings", np.array([[0, 0], [top, bottom], [left, right], [0, 0]], np.int32))
+        return _int32(f"{y.name}/paddings", np.array(op.attrs["paddings"], np.int32))
     return None
 
 

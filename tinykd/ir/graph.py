@@ -17,6 +17,8 @@ from tinykd.ir.quant import Quant
 DTYPES: Mapping[str, np.dtype] = MappingProxyType(
     {
         "int8": np.dtype(np.int8),
+        "uint8": np.dtype(np.uint8),
+        "int16": np.dtype(np.int16),
         "int32": np.dtype(np.int32),
         "float32": np.dtype(np.float32),
     }
@@ -33,6 +35,8 @@ class Tensor:
         dtype: a key of `DTYPES`.
         quant: quantisation parameters, or None for float tensors and shape constants.
         data: the constant's value (C order, read-only), or None for an activation.
+        variable: the value survives from one inference to the next, and an op that reads it also changes it (the state
+            of an SVDF). It starts at the zero point.
     """
 
     name: str
@@ -40,6 +44,7 @@ class Tensor:
     dtype: str
     quant: Quant | None = None
     data: np.ndarray | None = None
+    variable: bool = False
 
     @property
     def is_constant(self) -> bool:
@@ -103,6 +108,10 @@ class Graph:
     def tensor(self, name: str) -> Tensor:
         """Return the tensor called `name`; KeyError when there is none (a bug of the caller)."""
         return self.tensors[name]
+
+    def variables(self) -> tuple[str, ...]:
+        """Return the names of the tensors that survive from one inference to the next."""
+        return tuple(name for name, tensor in self.tensors.items() if tensor.variable)
 
     def producers(self) -> dict[str, int]:
         """Map each op output to the index of the op that writes it."""

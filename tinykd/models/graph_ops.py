@@ -12,7 +12,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from tinykd.ir import Op
+from tinykd.errors import UnsupportedModelError
+from tinykd.ir import Op, spatial_padding
 
 Shape = tuple[int, ...]
 Kernel = Callable[[Op, Shape, Sequence[torch.Tensor]], torch.Tensor]
@@ -53,7 +54,10 @@ def _mean(op: Op, shape: Shape, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def _pad(op: Op, shape: Shape, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
-    return _filled(inputs[0], op.attrs["padding"])
+    padding = spatial_padding(op)
+    if padding is None:
+        raise UnsupportedModelError(f"{op.source}: only padding of height and width with 0 can be trained")
+    return _filled(inputs[0], padding)
 
 
 def _reshape(op: Op, shape: Shape, inputs: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -24,7 +24,7 @@ def check(graph: Graph, plan: MemoryPlan) -> int:
         InternalError: a missing, misaligned, out-of-range or overwritten activation, or a false claim of the plan.
     """
     where = {item.tensor: item for item in plan.placements}
-    activations = [*graph.inputs, *(op.outputs[0] for op in graph.ops)]
+    activations = [*graph.inputs, *graph.variables(), *(name for op in graph.ops for name in op.outputs)]
     number = {name: index for index, name in enumerate(activations)}
     if set(where) != set(activations) or len(plan.placements) != len(activations):
         raise InternalError(
@@ -62,7 +62,7 @@ def check(graph: Graph, plan: MemoryPlan) -> int:
             thief = activations[int(bytes_of(name)[bytes_of(name) != identity(name)][0])]
             raise InternalError(f"plan of '{graph.name}': {reader} reads '{name}', which '{thief}' has overwritten")
 
-    for name in graph.inputs:
+    for name in (*graph.inputs, *graph.variables()):
         bytes_of(name)[:] = identity(name)
     needed_peak = 0
     for index, op in enumerate(graph.ops):
@@ -70,13 +70,16 @@ def check(graph: Graph, plan: MemoryPlan) -> int:
         label = f"op {index} ({op.kind}, {op.source})"
         for name in operands:
             read(name, label)
-        bytes_of(op.outputs[0])[:] = identity(op.outputs[0])
+        for name in op.outputs:
+            bytes_of(name)[:] = identity(name)
         # The op reads while it writes: its operands must have survived its own output.
         for name in operands:
             read(name, label)
         needed_peak = max(needed_peak, _needed(graph, index, same_bytes, plan.alignment_bytes))
     for name in graph.outputs:
         read(name, "the caller")
+    for name in graph.variables():
+        read(name, "the next inference")
     if plan.lower_bound_bytes > needed_peak:
         raise InternalError(
             f"plan of '{graph.name}' claims a lower bound of {plan.lower_bound_bytes} B; "
@@ -91,8 +94,8 @@ def _size(graph: Graph, name: str) -> int:
 
 def _needed(graph: Graph, index: int, same_bytes: dict[str, str], alignment: int) -> int:
     """Return the bytes that no plan can do without while op `index` runs."""
-    written_before = {*graph.inputs, *(op.outputs[0] for op in graph.ops[:index])}
-    read_from_now = {name for op in graph.ops[index:] for name in op.inputs} | set(graph.outputs)
-    needed = (written_before & read_from_now) | {graph.ops[index].outputs[0]}
+    written_before = {*graph.inputs, *graph.variables(), *(name for op in graph.ops[:index] for name in op.outputs)}
+    read_from_now = {name for op in graph.ops[index:] for name in op.inputs} | {*graph.outputs, *graph.variables()}
+    needed = (written_before & read_from_now) | set(graph.ops[index].outputs)
     distinct = {same_bytes.get(name, name) for name in needed}
     return sum(-(-_size(graph, name) // alignment) * alignment for name in distinct)

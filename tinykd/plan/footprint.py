@@ -12,7 +12,7 @@ from typing import Any
 
 from tinykd.board import Board
 from tinykd.errors import ConfigError
-from tinykd.ir import Graph, MemoryPlan
+from tinykd.ir import Graph, MemoryPlan, op_label
 from tinykd.kernels import select
 from tinykd.toml import tomllib
 
@@ -51,7 +51,7 @@ def predict(graph: Graph, board: Board, plan: MemoryPlan) -> dict[str, int]:
         if op.kind == "reshape":
             continue
         num_ops += 1
-        call = select(graph, op, f"op {index} ({op.kind}, {op.source or op.outputs[0]})")
+        call = select(graph, op, op_label(index, op))
         facts = row["kernels"][call.function]
         text += facts["text_per_op"]
         model += _aligned(facts["params"]) + sum(_aligned(array.nbytes) for array in call.arrays.values())

@@ -16,7 +16,8 @@ class Buffer:
     Attributes:
         tensors: the activations that share it; the first one owns it, the others are aliases.
         num_bytes: its size without alignment.
-        first_op, last_op: live range, both ends included; `BEFORE_FIRST_OP` for the graph's input.
+        first_op, last_op: live range, both ends included; `BEFORE_FIRST_OP` for what is there
+            before: the graph's inputs, and its variables, which stay for good.
     """
 
     tensors: tuple[str, ...]
@@ -42,7 +43,8 @@ def find_buffers(graph: Graph, *, alias: bool) -> list[Buffer]:
             owner[op.outputs[0]] = owner.get(op.inputs[0], op.inputs[0])
     producers, consumers = graph.producers(), graph.consumers()
     members: dict[str, list[str]] = {}
-    activations = [*graph.inputs, *(name for op in graph.ops for name in op.outputs)]
+    variables = graph.variables()
+    activations = [*graph.inputs, *variables, *(name for op in graph.ops for name in op.outputs)]
     for name in activations:
         members.setdefault(owner.get(name, name), []).append(name)
     buffers = []
@@ -51,7 +53,7 @@ def find_buffers(graph: Graph, *, alias: bool) -> list[Buffer]:
         last = first
         for name in names:
             last = max([last, producers.get(name, BEFORE_FIRST_OP), *consumers.get(name, [])])
-            if name in graph.outputs:
+            if name in graph.outputs or name in variables:
                 last = len(graph.ops) - 1
         size = max(graph.tensor(name).num_bytes for name in names)
         buffers.append(Buffer(tuple(names), size, first, last))

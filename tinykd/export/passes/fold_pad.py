@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tinykd.ir import Graph
+from tinykd.ir import Graph, spatial_padding
 
 _FOLDS_INTO = ("conv_2d", "depthwise_conv_2d")
 
@@ -15,13 +15,16 @@ def fold_pad(graph: Graph) -> Graph:
         pad = graph.ops[index]
         if pad.kind != "pad" or pad.outputs[0] in graph.outputs:
             continue
+        extra = spatial_padding(pad)
+        if extra is None:
+            continue
         readers = graph.consumers().get(pad.outputs[0], [])
         if not readers or any(graph.ops[reader].kind not in _FOLDS_INTO for reader in readers):
             continue
         ops = list(graph.ops)
         for reader in readers:
             op = ops[reader]
-            padding = tuple(a + b for a, b in zip(op.attrs["padding"], pad.attrs["padding"], strict=True))
+            padding = tuple(a + b for a, b in zip(op.attrs["padding"], extra, strict=True))
             ops[reader] = replace(op, inputs=(pad.inputs[0], *op.inputs[1:]), attrs={**op.attrs, "padding": padding})
         del ops[index]
         graph = graph.with_ops(ops)

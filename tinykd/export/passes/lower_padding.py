@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tinykd.formats.tflite_writer import is_expressible
-from tinykd.ir import Graph, Op, Tensor
+from tinykd.ir import Graph, Op, Tensor, spatial_paddings
 
 _WINDOWED = ("conv_2d", "depthwise_conv_2d")
 
@@ -24,6 +24,7 @@ def lower_padding(graph: Graph) -> Graph:
         name = f"{op.outputs[0]}/padded"
         shape = (1, x.shape[1] + top + bottom, x.shape[2] + left + right, x.shape[3])
         tensors[name] = Tensor(name, shape, x.dtype, x.quant)
-        ops.append(Op("pad", (x.name,), (name,), {"padding": padding}, f"{op.source} (padding)"))
+        attrs = {"paddings": spatial_paddings(padding), "value": None}
+        ops.append(Op("pad", (x.name,), (name,), attrs, f"{op.source} (padding)"))
         ops.append(replace(op, inputs=(name, *op.inputs[1:]), attrs={**op.attrs, "padding": (0, 0, 0, 0)}))
     return graph.with_ops(ops, tensors)
