@@ -18,9 +18,9 @@ def difference(first: Graph, second: Graph) -> str | None:
             return f"the {what} are {list(a)} and {list(b)}"
     if len(first.ops) != len(second.ops):
         return f"there are {len(first.ops)} and {len(second.ops)} ops"
-    for index, (a, b) in enumerate(zip(first.ops, second.ops, strict=True)):
-        if found := _op_difference(a, b):
-            return f"op {index} ({a.kind}): {found}"
+    for index, (op, other) in enumerate(zip(first.ops, second.ops, strict=True)):
+        if found := _op_difference(op, other):
+            return f"op {index} ({op.kind}): {found}"
     if missing := set(first.tensors) ^ set(second.tensors):
         return f"tensors in one graph only: {sorted(missing)}"
     for name, tensor in first.tensors.items():
@@ -37,7 +37,7 @@ def _op_difference(a: Op, b: Op) -> str | None:
         ("attributes", dict(a.attrs), dict(b.attrs)),
     ):
         if left != right:
-            return f"{what} {left} and {right}"
+            return f"{what} {left!r} and {right!r}"
     return None
 
 
