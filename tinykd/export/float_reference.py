@@ -44,20 +44,30 @@ def _run_batch(graph: Graph, x: np.ndarray, observe: Observer | None) -> np.ndar
     if observe is not None:
         observe(graph.inputs[0], x)
     for index, op in enumerate(graph.ops):
-        kernel = KERNELS.get(op.kind)
-        if kernel is None:
-            raise UnsupportedModelError(f"op {index} ({op.kind}, {op.source}) has no float reference")
-        y = kernel(graph, op, values)
-        activation = op.attrs.get("activation", "none")
-        if activation != "none":
-            np.clip(y, 0.0, 6.0 if activation == "relu6" else np.inf, out=y)
-        values[op.outputs[0]] = y
-        if observe is not None:
-            observe(op.outputs[0], y)
+        for name, y in zip(op.outputs, run_op(graph, op, values), strict=True):
+            values[name] = y
+            if observe is not None:
+                observe(name, y)
         for name in op.inputs:
             if last_use.get(name) == index and name not in graph.outputs:
                 values.pop(name, None)
     return values[graph.outputs[0]]
+
+
+def run_op(graph: Graph, op: Op, values: Values) -> tuple[np.ndarray, ...]:
+    """Return an op's outputs, its fused activation included, given at least its input activations by name.
+
+    Raises:
+        UnsupportedModelError: the op has no float reference.
+    """
+    kernel = KERNELS.get(op.kind)
+    if kernel is None:
+        raise UnsupportedModelError(f"op '{op.source}' ({op.kind}) has no float reference")
+    y = kernel(graph, op, values)
+    activation = op.attrs.get("activation", "none")
+    if activation != "none":
+        np.clip(y, 0.0, 6.0 if activation == "relu6" else np.inf, out=y)
+    return (y,)
 
 
 def _constant(graph: Graph, name: str) -> np.ndarray:
