@@ -87,18 +87,36 @@ def exp_on_negative_values(a: np.ndarray, integer_bits: int) -> np.ndarray:
 
 
 def reciprocal(x: np.ndarray, integer_bits: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return `(r, n)` with 1 / x ~= r * 2**-31 * 2**-n, for x > 0 given with `integer_bits` integer bits.
-
-    Three Newton-Raphson steps from the linear estimate 48/17 - 32/17 d.
-    """
+    """Return `(r, n)` with 1 / x ~= r * 2**-31 * 2**-n, for x > 0 given with `integer_bits` integer bits."""
     headroom = 32 - np.floor(np.log2(x.astype(np.float64))).astype(np.int64) - 1
     shifted = (x.astype(np.int64) << headroom) - (1 << 31)
-    total = shifted + INT32_MAX
-    # RoundingHalfSum; the sum is never negative here.
-    half_denominator = (total + 1) >> 1
+    return saturating_shift_left(_quotient_estimate(shifted), 1), integer_bits - headroom
+
+
+def logistic(a: np.ndarray, integer_bits: int) -> np.ndarray:
+    """Return 1 / (1 + exp(-a)) as Q0.31 for a with `integer_bits` integer bits (raw int32 values)."""
+    positive = saturating_shift_left(_quotient_estimate(exp_on_negative_values(-np.abs(a), integer_bits)), 1)
+    return np.where(a == 0, 1 << 30, np.where(a > 0, positive, INT32_MAX - positive))
+
+
+def tanh(a: np.ndarray, integer_bits: int) -> np.ndarray:
+    """Return tanh(a) as Q0.31 for a with `integer_bits` integer bits (raw int32 values)."""
+    # The same raw number with one more integer bit is 2a: tanh(a) = (1 - exp(-2a)) / (1 + exp(-2a)).
+    estimate = _quotient_estimate(exp_on_negative_values(-np.abs(a), integer_bits + 1))
+    positive = saturating_shift_left(estimate - (1 << 29), 2)
+    return np.where(a == 0, 0, np.where(a > 0, positive, -positive))
+
+
+def _quotient_estimate(x: np.ndarray) -> np.ndarray:
+    """Return 2 / (1 + x) as Q2.29 for x in [0, 1) as Q0.31.
+
+    Three Newton-Raphson steps from the linear estimate 48/17 - 32/17 d, where d = (1 + x) / 2.
+    """
+    # RoundingHalfSum of x and one; the sum is never negative here.
+    half_denominator = (x + INT32_MAX + 1) >> 1
     estimate = 1515870810 + doubling_high_mul(half_denominator, -1010580540)
     one = 1 << 29
     for _ in range(3):
         error = one - doubling_high_mul(half_denominator, estimate)
         estimate = estimate + saturating_shift_left(doubling_high_mul(estimate, error), 2)
-    return saturating_shift_left(estimate, 1), integer_bits - headroom
+    return estimate

@@ -6,6 +6,7 @@ One home for this arithmetic: the NumPy reference computes with these numbers an
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,8 @@ from tinykd.ir.quant import Quant, quantize_multiplier
 QMIN, QMAX = -128, 127
 ADD_LEFT_SHIFT = 20
 SOFTMAX_INTEGER_BITS = 5
+SIGMOID_INTEGER_BITS = 4
+HARD_SWISH_LEFT_SHIFT = 7
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Requantization:
 
 @dataclass(frozen=True)
 class AddParams:
-    """Constants of the int8 ADD: both inputs are shifted left by `ADD_LEFT_SHIFT` and scaled to a common scale."""
+    """Constants of the int8 ADD and SUB: both inputs are shifted left by `ADD_LEFT_SHIFT` and scaled alike."""
 
     zero_points: tuple[int, int]
     multipliers: tuple[int, int]
@@ -46,6 +49,86 @@ class AddParams:
     output_zero_point: int
     out_min: int
     out_max: int
+
+
+@dataclass(frozen=True)
+class MulParams:
+    """Constants of the int8 MUL: the product of both inputs less their zero points is requantised once."""
+
+    zero_points: tuple[int, int]
+    multiplier: int
+    shift: int
+    output_zero_point: int
+    out_min: int
+    out_max: int
+
+
+@dataclass(frozen=True)
+class RescaleParams:
+    """Constants of an op that requantises each value by one factor: RELU, QUANTIZE from integers."""
+
+    input_zero_point: int
+    multiplier: int
+    shift: int
+    output_zero_point: int
+    out_min: int
+    out_max: int
+
+
+@dataclass(frozen=True)
+class TwoSlopeParams:
+    """Constants of LEAKY_RELU and PRELU: one factor from zero up, one below.
+
+    A PRELU multiplies what lies below zero by its slope less `slope_zero_point` first. `negative_sign` is -1 for a
+    LEAKY_RELU with a negative alpha: the result of the factor's magnitude is negated.
+    """
+
+    input_zero_point: int
+    slope_zero_point: int
+    positive_multiplier: int
+    positive_shift: int
+    negative_multiplier: int
+    negative_shift: int
+    negative_sign: int
+    output_zero_point: int
+
+
+@dataclass(frozen=True)
+class HardSwishParams:
+    """Constants of HARD_SWISH: 16-bit multipliers; shifts > 0 shift left.
+
+    The `output` factor takes inputs, shifted left by `HARD_SWISH_LEFT_SHIFT`, to the output's scale; the `relu` factor
+    takes them to the scale at which 2**15 stands for 3.
+    """
+
+    input_zero_point: int
+    output_multiplier: int
+    output_shift: int
+    relu_multiplier: int
+    relu_shift: int
+    output_zero_point: int
+
+
+@dataclass(frozen=True)
+class SigmoidParams:
+    """Constants of LOGISTIC and TANH: inputs `radius` or more from the zero point saturate, others become Q4.27."""
+
+    input_zero_point: int
+    multiplier: int
+    left_shift: int
+    radius: int
+
+
+@dataclass(frozen=True)
+class SvdfParams:
+    """Constants of SVDF: one factor from the feature sums to the state, one from the time sums to the output."""
+
+    input_zero_point: int
+    feature_multiplier: int
+    feature_shift: int
+    time_multiplier: int
+    time_shift: int
+    output_zero_point: int
 
 
 @dataclass(frozen=True)
@@ -59,7 +142,7 @@ class SoftmaxParams:
 
 @dataclass(frozen=True)
 class MeanParams:
-    """Constants of the int8 MEAN over H and W.
+    """Constants of the int8 MEAN.
 
     `multiplier` and `shift` take the sum of the inputs, less `zero_sum` (input zero point times their number), to the
     output: the division by the number is folded into them.
@@ -83,24 +166,22 @@ def activation_range(quant: Quant, activation: str) -> tuple[int, int]:
 
     def quantized(value: float) -> int:
         real = np.float32(value) / np.float32(quant.scale)
-        # A scale so small that the bound lies beyond int32 leaves the whole int8 range.
-        if abs(float(real)) > 1e6:
-            return QMAX
-        magnitude = np.floor(np.abs(real) + np.float32(0.5))
-        return quant.zero_point + int(np.copysign(magnitude, real))
+        # Beyond any int8 value whatever the zero point: the conversion to an integer stays defined.
+        magnitude = int(min(np.floor(np.abs(real) + np.float32(0.5)), 1e6))
+        return quant.zero_point + (magnitude if real >= 0 else -magnitude)
 
-    if activation == "none":
-        return QMIN, QMAX
-    low = max(QMIN, quantized(0.0))
-    if activation == "relu":
-        return low, QMAX
-    if activation == "relu6":
-        return low, min(QMAX, quantized(6.0))
-    raise InvalidModelError(f"unknown activation '{activation}'")
+    bounds = {"none": (None, None), "relu": (0.0, None), "relu6": (0.0, 6.0), "relu_n1_to_1": (-1.0, 1.0)}
+    if activation not in bounds:
+        raise InvalidModelError(f"unknown activation '{activation}'")
+    low, high = bounds[activation]
+    return (
+        QMIN if low is None else max(QMIN, quantized(low)),
+        QMAX if high is None else min(QMAX, quantized(high)),
+    )
 
 
 def requantization(graph: Graph, op: Op) -> Requantization:
-    """Return the constants of a conv_2d, depthwise_conv_2d or fully_connected op."""
+    """Return the constants of a conv_2d, depthwise_conv_2d, transpose_conv or fully_connected op."""
     x = tensor_quant(graph.tensor(op.inputs[0]))
     weights = tensor_quant(graph.tensor(op.inputs[1]))
     y = tensor_quant(graph.tensor(op.outputs[0]))
@@ -114,7 +195,7 @@ def requantization(graph: Graph, op: Op) -> Requantization:
 
 
 def add_params(graph: Graph, op: Op) -> AddParams:
-    """Return the constants of an add op."""
+    """Return the constants of an add or sub op."""
     first, second = (tensor_quant(graph.tensor(name)) for name in op.inputs)
     y = tensor_quant(graph.tensor(op.outputs[0]))
     common = 2.0 * max(first.scale, second.scale)
@@ -134,10 +215,106 @@ def add_params(graph: Graph, op: Op) -> AddParams:
     )
 
 
+def mul_params(graph: Graph, op: Op) -> MulParams:
+    """Return the constants of a mul op."""
+    first, second = (tensor_quant(graph.tensor(name)) for name in op.inputs)
+    y = tensor_quant(graph.tensor(op.outputs[0]))
+    multiplier, shift = quantize_multiplier(first.scale * second.scale / y.scale)
+    low, high = activation_range(y, op.attrs["activation"])
+    return MulParams((first.zero_point, second.zero_point), multiplier, shift, y.zero_point, low, high)
+
+
+def rescale_params(graph: Graph, op: Op) -> RescaleParams:
+    """Return the constants of a relu op, or of a quantize op that reads integers."""
+    x, y = tensor_quant(graph.tensor(op.inputs[0])), tensor_quant(graph.tensor(op.outputs[0]))
+    multiplier, shift = quantize_multiplier(x.scale / y.scale)
+    low, high = activation_range(y, "relu" if op.kind == "relu" else "none")
+    return RescaleParams(x.zero_point, multiplier, shift, y.zero_point, low, high)
+
+
+def leaky_relu_params(graph: Graph, op: Op) -> TwoSlopeParams:
+    """Return the constants of a leaky_relu op."""
+    x, y = tensor_quant(graph.tensor(op.inputs[0])), tensor_quant(graph.tensor(op.outputs[0]))
+    positive = quantize_multiplier(x.scale / y.scale)
+    alpha = float(np.float32(op.attrs["alpha"]))
+    negative = quantize_multiplier(x.scale * abs(alpha) / y.scale)
+    return TwoSlopeParams(x.zero_point, 0, *positive, *negative, -1 if alpha < 0 else 1, y.zero_point)
+
+
+def prelu_params(graph: Graph, op: Op) -> TwoSlopeParams:
+    """Return the constants of a prelu op."""
+    x, slopes = (tensor_quant(graph.tensor(name)) for name in op.inputs)
+    y = tensor_quant(graph.tensor(op.outputs[0]))
+    positive = quantize_multiplier(x.scale / y.scale)
+    negative = quantize_multiplier(x.scale * slopes.scale / y.scale)
+    return TwoSlopeParams(x.zero_point, slopes.zero_point, *positive, *negative, 1, y.zero_point)
+
+
+def hard_swish_params(graph: Graph, op: Op) -> HardSwishParams:
+    """Return the constants of a hard_swish op.
+
+    Raises:
+        InvalidModelError: the input's scale is 128 times the output's or more, which TFLite Micro refuses.
+    """
+    x, y = tensor_quant(graph.tensor(op.inputs[0])), tensor_quant(graph.tensor(op.outputs[0]))
+    fine_scale = x.scale / (1 << HARD_SWISH_LEFT_SHIFT)
+    output_multiplier, output_shift = quantize_multiplier(fine_scale / y.scale)
+    relu_multiplier, relu_shift = quantize_multiplier(fine_scale * (1 << 15) / 3)
+    if output_shift > 0:
+        raise InvalidModelError(
+            f"hard_swish '{op.source}': input scale {x.scale:g} is 128 times the output scale {y.scale:g} or more"
+        )
+    return HardSwishParams(
+        x.zero_point,
+        _upper_half(output_multiplier),
+        output_shift,
+        _upper_half(relu_multiplier),
+        relu_shift,
+        y.zero_point,
+    )
+
+
+def _upper_half(multiplier: int) -> int:
+    """Return a multiplier's 16 upper bits, rounded and kept within int16."""
+    return min((multiplier + (1 << 15)) >> 16, (1 << 15) - 1)
+
+
+def sigmoid_params(graph: Graph, op: Op) -> SigmoidParams:
+    """Return the constants of a logistic or tanh op.
+
+    Raises:
+        InvalidModelError: the input scale lies outside what TFLite's fixed point defines.
+    """
+    x = tensor_quant(graph.tensor(op.inputs[0]))
+    fractional_bits = 31 - SIGMOID_INTEGER_BITS
+    # A float32 scale has 24 bits: its mantissa times 2**31 is exact.
+    mantissa, left_shift = math.frexp(x.scale * (1 << fractional_bits))
+    multiplier = int(mantissa * (1 << 31))
+    if not 0 <= left_shift < 63:
+        raise InvalidModelError(f"{op.kind} '{op.source}': TFLite does not define it for input scale {x.scale:g}")
+    radius = ((1 << SIGMOID_INTEGER_BITS) - 1) * (1 << fractional_bits) // (1 << left_shift)
+    return SigmoidParams(x.zero_point, multiplier, left_shift, radius)
+
+
+def svdf_params(graph: Graph, op: Op) -> SvdfParams:
+    """Return the constants of an svdf op.
+
+    Raises:
+        InvalidModelError: the state is not symmetric; TFLite Micro starts it at 0, which must stand for 0.
+    """
+    x, feature, time, state = (tensor_quant(graph.tensor(op.inputs[index])) for index in (0, 1, 2, 4))
+    y = tensor_quant(graph.tensor(op.outputs[0]))
+    if state.zero_point:
+        raise InvalidModelError(f"svdf '{op.source}': its state has zero point {state.zero_point} instead of 0")
+    to_state = quantize_multiplier(x.scale * feature.scale / state.scale)
+    to_output = quantize_multiplier(state.scale * time.scale / y.scale)
+    return SvdfParams(x.zero_point, *to_state, *to_output, y.zero_point)
+
+
 def softmax_params(graph: Graph, op: Op) -> SoftmaxParams:
     """Return the constants of a softmax op."""
     scale = tensor_quant(graph.tensor(op.inputs[0])).scale
-    real = min(op.attrs["beta"] * scale * (1 << (31 - SOFTMAX_INTEGER_BITS)), (1 << 31) - 1.0)
+    real = min(float(np.float32(op.attrs["beta"])) * scale * (1 << (31 - SOFTMAX_INTEGER_BITS)), (1 << 31) - 1.0)
     if real <= 1.0:
         raise InvalidModelError(
             f"softmax '{op.source}': input scale {scale:g} times beta {op.attrs['beta']:g} is too small for TFLite"
@@ -152,7 +329,7 @@ def mean_params(graph: Graph, op: Op) -> MeanParams:
     x = graph.tensor(op.inputs[0])
     x_quant, y_quant = tensor_quant(x), tensor_quant(graph.tensor(op.outputs[0]))
     multiplier, shift = quantize_multiplier(x_quant.scale / y_quant.scale)
-    count = x.shape[1] * x.shape[2]
+    count = int(np.prod([x.shape[axis] for axis in op.attrs["axes"]]))
     # The multiplier keeps 31 bits, and the total right shift stays within 31.
     extra = min(count.bit_length() - 1, 32, 31 + shift)
     return MeanParams((multiplier << extra) // count, shift - extra, x_quant.zero_point * count, y_quant.zero_point)
