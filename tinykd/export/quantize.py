@@ -15,26 +15,64 @@ import numpy as np
 from tinykd.errors import InternalError
 from tinykd.export.calibrate import Range
 from tinykd.ir import Graph, Op, Quant, Tensor, verify
-from tinykd.ir.affine import OUTPUT_CHANNEL_AXIS, WEIGHT_MAX, activation_quants, weight_scales
+from tinykd.ir.affine import (
+    OUTPUT_CHANNEL_AXIS,
+    QUANT_SHARERS,
+    WEIGHT_MAX,
+    InputQuants,
+    activation_quant,
+    activation_quants,
+    weight_scales,
+)
+from tinykd.ir.requant import QMAX, QMIN
 
 
-def quantize(graph: Graph, ranges: Mapping[str, Range], input_quant: Quant) -> Graph:
+def quantize(graph: Graph, ranges: Mapping[str, Range], input_quant: InputQuants) -> Graph:
     """Return the int8 graph.
 
     Args:
         graph: a float graph after `FLOAT_PASSES`.
-        ranges: (low, high) of every activation, from `calibrate`.
-        input_quant: parameters of the input; chosen so that the int8 input is `pixel - 128`.
+        ranges: (low, high) of every activation that `range_owners` names, from `calibrate`.
+        input_quant: of the input, chosen so that the int8 input is `pixel - 128`; of several inputs by name.
     """
     quants = activation_quants(graph, ranges, input_quant)
     tensors = {
         name: replace(tensor, dtype="int8", quant=quants[name]) if name in quants else tensor
         for name, tensor in graph.tensors.items()
     }
+    ops: list[Op] = []
     for op in graph.ops:
         if op.kind in OUTPUT_CHANNEL_AXIS:
             _quantize_weights(tensors, op)
-    return verify(graph.with_ops(graph.ops, tensors))
+        else:
+            op = _quantize_constants(tensors, op)
+        ops.append(op)
+    return verify(graph.with_ops(ops, tensors))
+
+
+def _quantize_constants(tensors: dict[str, Tensor], op: Op) -> Op:
+    """Quantise an op's constant operands under names of their own; return the op that reads these."""
+    y_quant = tensors[op.outputs[0]].quant
+    inputs = list(op.inputs)
+    for index, name in enumerate(inputs):
+        data = tensors[name].data
+        if data is None or tensors[name].dtype != "float32":
+            continue
+        # The constant of an op that only chooses among values lies on the grid of all of them.
+        own = activation_quant(float(data.min()), float(data.max()))
+        quant = y_quant if op.kind in QUANT_SHARERS and y_quant is not None else own
+        inputs[index] = f"{op.outputs[0]}/operand{index}"
+        tensors[inputs[index]] = Tensor(inputs[index], data.shape, "int8", quant, to_int8(data, quant))
+    if op.kind == "pad" and op.attrs["value"] is not None and y_quant is not None:
+        value = int(to_int8(np.array(op.attrs["value"]), y_quant))
+        op = replace(op, attrs={**op.attrs, "value": None if value == y_quant.zero_point else value})
+    return replace(op, inputs=tuple(inputs))
+
+
+def to_int8(values: np.ndarray, quant: Quant) -> np.ndarray:
+    """Return real values as int8 integers of `quant`, halves to even; infinities become the ends of the range."""
+    integers = np.rint(values.astype(np.float64) / quant.scale) + quant.zero_point
+    return np.clip(integers, QMIN, QMAX).astype(np.int8)
 
 
 def _quantize_weights(tensors: dict[str, Tensor], op: Op) -> None:
