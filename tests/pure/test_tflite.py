@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+import tflite as schema
 from graphs import Builder, needs_public_models, public_models, random_network
+from tflite_files import with_builtin, with_type
 
 from tinykd.errors import ConfigError, InvalidModelError, TinykdError, UnsupportedModelError
 from tinykd.formats import tflite, tflite_writer
@@ -90,23 +92,18 @@ def test_other_files_are_told_apart(tmp_path):
         tflite.read(tmp_path / "absent.tflite")
 
 
-def test_unsupported_op_is_named_with_its_place(monkeypatch):
+def test_unsupported_op_is_named_with_its_place():
     """An op that is not supported is named with its index and the tensor it writes, before anything else."""
-    import tflite as schema
-
-    codes = {**tflite_writer.BUILTIN_OF_KIND, "mean": schema.BuiltinOperator.TRANSPOSE_CONV}
-    monkeypatch.setattr(tflite_writer, "BUILTIN_OF_KIND", codes)
-    with pytest.raises(UnsupportedModelError, match=r"op 2 \(TRANSPOSE_CONV, writing 'mean_2'\)"):
-        tflite.read_bytes(_model(), "odd")
+    data = with_builtin(_model(), schema.BuiltinOperator.MEAN, schema.BuiltinOperator.RESIZE_BILINEAR)
+    with pytest.raises(UnsupportedModelError, match=r"op 2 \(RESIZE_BILINEAR, writing 'mean_2'\)") as caught:
+        tflite.read_bytes(data, "odd")
+    assert "RESIZE_NEAREST_NEIGHBOR" in caught.value.next_step
 
 
-def test_float_models_are_refused_with_the_way_out(monkeypatch):
+def test_float_models_are_refused_with_the_way_out():
     """A float model is recognised as such and the message says how to quantise it."""
-    import tflite as schema
-
-    types = {**tflite_writer._TYPE_OF_DTYPE, "int8": schema.TensorType.FLOAT32}
-    monkeypatch.setattr(tflite_writer, "_TYPE_OF_DTYPE", types)
+    data = with_type(_model(), schema.TensorType.INT8, schema.TensorType.FLOAT32)
     with pytest.raises(UnsupportedModelError, match="float model") as caught:
-        tflite.read_bytes(_model(), "float")
+        tflite.read_bytes(data, "float")
     assert "inference_input_type" in caught.value.next_step
     assert caught.value.exit_code == 4

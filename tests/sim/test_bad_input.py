@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tflite as schema
 from commandline import tinykd
 from graphs import Builder
+from tflite_files import with_builtin, with_type
 
 from tinykd.formats import tflite_writer
 
@@ -65,25 +67,17 @@ def test_random_bytes(tmp_path):
     _expect(tmp_path, 4, ["not a .tflite"], "plan", path, "--board", "nucleo-f746")
 
 
-def test_float_model(tmp_path, monkeypatch):
+def test_float_model(tmp_path):
     """A float model is refused with the way to quantise it."""
-    import tflite as schema
-
-    types = {**tflite_writer._TYPE_OF_DTYPE, "int8": schema.TensorType.FLOAT32}
-    monkeypatch.setattr(tflite_writer, "_TYPE_OF_DTYPE", types)
     path = tmp_path / "float.tflite"
-    path.write_bytes(_model())
+    path.write_bytes(with_type(_model(), schema.TensorType.INT8, schema.TensorType.FLOAT32))
     _expect(tmp_path, 4, ["float32", "inference_input_type"], "plan", path, "--board", "nucleo-f746")
 
 
-def test_unsupported_op(tmp_path, monkeypatch):
+def test_unsupported_op(tmp_path):
     """An op that is not supported is named with its place."""
-    import tflite as schema
-
-    codes = {**tflite_writer.BUILTIN_OF_KIND, "mean": schema.BuiltinOperator.RESIZE_BILINEAR}
-    monkeypatch.setattr(tflite_writer, "BUILTIN_OF_KIND", codes)
     path = tmp_path / "odd.tflite"
-    path.write_bytes(_model())
+    path.write_bytes(with_builtin(_model(), schema.BuiltinOperator.MEAN, schema.BuiltinOperator.RESIZE_BILINEAR))
     _expect(tmp_path, 4, ["op 2", "RESIZE_BILINEAR", "mean_2"], "build", path, "--board", "nucleo-f746")
 
 

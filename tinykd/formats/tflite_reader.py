@@ -1,0 +1,289 @@
+"""From the tables of a `.tflite` to the IR: tensors and ops are read when they are needed, and checked there."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import tflite
+
+from tinykd.errors import InvalidModelError, UnsupportedModelError
+from tinykd.formats.tflite_codec import Codec
+from tinykd.formats.tflite_ops import CODEC_OF_BUILTIN
+from tinykd.formats.tflite_refusals import builtin_advice, dynamic_advice
+from tinykd.formats.tflite_rules import check_op, check_tensor, check_type
+from tinykd.formats.tflite_schema import BUILTIN_NAMES, TYPE_NAMES
+from tinykd.formats.tflite_source import RawTensor, Source
+from tinykd.ir import DTYPES, Graph, Op, Quant, Tensor, verify
+
+MAX_OPS = 1 << 14
+MAX_TENSORS = 1 << 16
+_SHAPE_DTYPES = {**DTYPES, "int64": np.dtype(np.int64)}
+
+
+class Reader:
+    """One file, being read.
+
+    Args:
+        data: the file.
+        name: the graph's name.
+
+    Raises:
+        UnsupportedModelError, InvalidModelError: see `tinykd.formats.tflite.read`. Broken offsets also raise
+            struct.error, IndexError, ValueError and the like, which the caller turns into InvalidModelError.
+    """
+
+    def __init__(self, data: bytes, name: str) -> None:
+        self.data = data
+        self.name = name
+        self.model = tflite.Model.GetRootAs(data, 0)
+        # An honest file stores each name, shape and list once: what is read in all cannot be much more than the file.
+        self._allowance = 4 * len(data) + (1 << 20)
+        count = self._count(self.model.SubgraphsLength(), "subgraphs")
+        self.subgraph = self.model.Subgraphs(0)
+        self.num_tensors = self._count(self.subgraph.TensorsLength(), "tensors", MAX_TENSORS)
+        self.num_buffers = self._count(self.model.BuffersLength(), "buffers")
+        self.codes = [self._code(i) for i in range(self._count(self.model.OperatorCodesLength(), "operator codes"))]
+        self.num_subgraphs = count
+        self._raw: dict[int, RawTensor] = {}
+        self._names: dict[str, int] = {}
+        self._blobs: dict[int, np.ndarray | None] = {}
+        self.tensors: dict[str, Tensor] = {}
+
+    def graph(self) -> Graph:
+        """Return the graph of the file, verified."""
+        operators = [
+            self.subgraph.Operators(i)
+            for i in range(self._count(self.subgraph.OperatorsLength(), "operators", MAX_OPS))
+        ]
+        codecs = self._codecs(operators)
+        inputs = self._indices(self.subgraph.InputsAsNumpy(), self.subgraph.InputsLength(), "inputs")
+        outputs = self._indices(self.subgraph.OutputsAsNumpy(), self.subgraph.OutputsLength(), "outputs")
+        for index in inputs:
+            self._check_input(index)
+        ops = tuple(
+            self._op(index, raw, codec) for index, (raw, codec) in enumerate(zip(operators, codecs, strict=True))
+        )
+        edges = [tuple(self.use(index).name for index in indices) for indices in (inputs, outputs)]
+        by_number = sorted(self.tensors.values(), key=lambda tensor: self._names[tensor.name])
+        graph = verify(Graph(self.name, {tensor.name: tensor for tensor in by_number}, ops, edges[0], edges[1]))
+        for index, (op, codec) in enumerate(zip(ops, codecs, strict=True)):
+            check_op(graph, op, codec, self._where(index, codec.builtin, op.outputs[0]))
+        return graph
+
+    def raw(self, index: int) -> RawTensor:
+        """Return tensor `index` as the file describes it."""
+        if not 0 <= index < self.num_tensors:
+            raise InvalidModelError(f"'{self.name}' names tensor {index} of {self.num_tensors}: it is corrupt")
+        if index not in self._raw:
+            table = self.subgraph.Tensors(index)
+            shape = tuple(self._ints(table.ShapeAsNumpy(), table.ShapeLength(), "dimensions"))
+            dtype = TYPE_NAMES.get(table.Type(), f"type {table.Type()}")
+            self._raw[index] = RawTensor(
+                index,
+                self._unique(self._text(table.Name()), index),
+                shape,
+                dtype,
+                self._quant(table, shape),
+                bool(table.IsVariable()),
+                table.Sparsity() is not None,
+            )
+        return self._raw[index]
+
+    def value(self, raw: RawTensor) -> np.ndarray | None:
+        """Return the constant of a tensor (read-only, a view of the file where it can be), or None when it has none."""
+        blob = self._blob(self.subgraph.Tensors(raw.index).Buffer(), raw)
+        if blob is None:
+            return None
+        if raw.sparse:
+            raise UnsupportedModelError(
+                f"'{self.name}': the constant '{raw.name}' is stored in TFLite's sparse form",
+                builtin_advice("DENSIFY"),
+            )
+        dtype = _SHAPE_DTYPES.get(raw.dtype)
+        if dtype is None:
+            return blob
+        expected = dtype.itemsize
+        for dim in raw.shape:
+            expected *= dim
+        if len(blob) != expected:
+            raise InvalidModelError(
+                f"'{self.name}': tensor '{raw.name}' ({raw.dtype}{list(raw.shape)}) takes {expected} B "
+                f"but its buffer has {len(blob)}"
+            )
+        value = blob.view(dtype.newbyteorder("<")).reshape(raw.shape)
+        if not value.flags.aligned or value.dtype != dtype:
+            self._claim(len(blob))
+            value = value.astype(dtype)
+        value.flags.writeable = False
+        return value
+
+    def use(self, index: int) -> Tensor:
+        """Return tensor `index` as a tensor of the graph."""
+        raw = self.raw(index)
+        if raw.name not in self.tensors:
+            data = self.value(raw)
+            check_tensor(raw, self.name)
+            self.tensors[raw.name] = Tensor(
+                raw.name, raw.shape, raw.dtype, raw.quant, data, raw.variable and data is None
+            )
+        return self.tensors[raw.name]
+
+    def _count(self, number: int, what: str, most: int = 1 << 31) -> int:
+        # Every element takes at least four bytes: a larger count is a corrupt length and would loop for hours.
+        if not 0 <= number <= min(len(self.data) // 4, most):
+            raise InvalidModelError(f"'{self.name}' claims {number} {what} in {len(self.data)} B: it is corrupt")
+        return number
+
+    def _claim(self, num_bytes: int) -> None:
+        self._allowance -= num_bytes
+        if self._allowance < 0:
+            raise InvalidModelError(
+                f"'{self.name}' claims more names, shapes and lists than {len(self.data)} B can hold"
+            )
+
+    def _ints(self, vector: Any, length: int, what: str) -> list[int]:
+        self._claim(4 * self._count(length, what))
+        return vector.tolist() if length else []
+
+    def _indices(self, vector: Any, length: int, what: str) -> list[int]:
+        indices = self._ints(vector, length, what)
+        if len(set(indices)) != len(indices):
+            raise UnsupportedModelError(
+                f"'{self.name}' lists a tensor twice among its {what}",
+                "List each once, and copy it in the application.",
+            )
+        return indices
+
+    def _text(self, value: bytes | None) -> str:
+        self._claim(len(value or b""))
+        return value.decode("utf-8", "replace") if value else ""
+
+    def _unique(self, name: str, index: int) -> str:
+        name = name or f"tensor_{index}"
+        candidate, number = name, index
+        while candidate in self._names:
+            candidate = f"{name}#{number}"
+            number += self.num_tensors
+        self._names[candidate] = index
+        return candidate
+
+    def _code(self, index: int) -> tuple[int, str]:
+        """Return the builtin and the name of a custom op of one operator code."""
+        code = self.model.OperatorCodes(index)
+        # The old field is a byte; newer files repeat small codes in both fields and large ones in the new one only.
+        builtin = max(code.BuiltinCode(), code.DeprecatedBuiltinCode())
+        return builtin, self._text(code.CustomCode())
+
+    def _where(self, index: int, builtin: int, place: str, custom: str = "") -> str:
+        label = BUILTIN_NAMES.get(builtin, f"builtin {builtin}")
+        if builtin == tflite.BuiltinOperator.CUSTOM:
+            label = f"custom op '{custom}'"
+        return f"'{self.name}': op {index} ({label}, writing '{place}')"
+
+    def _codecs(self, operators: list[Any]) -> list[Codec]:
+        """Return the codec of each op; refuse the model, naming every op that has none."""
+        found, missing = [], []
+        for index, operator in enumerate(operators):
+            code = operator.OpcodeIndex()
+            if not 0 <= code < len(self.codes):
+                raise InvalidModelError(f"'{self.name}': op {index} names operator code {code}: it is corrupt")
+            codec = CODEC_OF_BUILTIN.get(self.codes[code][0])
+            if codec is None:
+                missing.append(index)
+            else:
+                found.append(codec)
+        if missing:
+            self._refuse_ops([(index, *self.codes[operators[index].OpcodeIndex()]) for index in missing], operators)
+        if self.num_subgraphs != 1:
+            raise UnsupportedModelError(
+                f"'{self.name}' has {self.num_subgraphs} subgraphs; tinykd takes one", builtin_advice("WHILE")
+            )
+        return found
+
+    def _refuse_ops(self, missing: list[tuple[int, int, str]], operators: list[Any]) -> None:
+        index, builtin, custom = missing[0]
+        operator = operators[index]
+        place = self.raw(operator.Outputs(0)).name if operator.OutputsLength() > 0 else "?"
+        name = BUILTIN_NAMES.get(builtin, "")
+        others = Counter(BUILTIN_NAMES.get(code, f"builtin {code}") for _, code, _ in missing[1:])
+        also = f"; neither are {', '.join(f'{label} ({n})' for label, n in others.items())}" if others else ""
+        raise UnsupportedModelError(
+            f"{self._where(index, builtin, place, custom)} is not supported{also}", builtin_advice(name, custom)
+        )
+
+    def _check_input(self, index: int) -> None:
+        raw = self.raw(index)
+        table = self.subgraph.Tensors(index)
+        signature = self._ints(table.ShapeSignatureAsNumpy(), table.ShapeSignatureLength(), "dimensions")
+        if self.value(raw) is not None:
+            raise InvalidModelError(f"'{self.name}': its input '{raw.name}' is a constant: it is corrupt")
+        if any(dim < 1 for dim in raw.shape) or any(dim < 0 for dim in signature[1:]):
+            raise UnsupportedModelError(
+                f"'{self.name}': its input '{raw.name}' has the dynamic shape {signature or list(raw.shape)}",
+                dynamic_advice(),
+            )
+        if not raw.shape or raw.shape[0] != 1:
+            raise UnsupportedModelError(
+                f"'{self.name}': its input '{raw.name}' has shape {list(raw.shape)}; the first dimension is the batch "
+                "and must be 1",
+                dynamic_advice(),
+            )
+
+    def _blob(self, buffer: int, raw: RawTensor) -> np.ndarray | None:
+        """Return the bytes of a buffer, or None when it is empty (an activation's)."""
+        if not 0 <= buffer < self.num_buffers:
+            raise InvalidModelError(f"'{self.name}': tensor '{raw.name}' names buffer {buffer} of {self.num_buffers}")
+        if buffer not in self._blobs:
+            self._blobs[buffer] = self._read_buffer(self.model.Buffers(buffer), raw)
+        return self._blobs[buffer]
+
+    def _read_buffer(self, table: Any, raw: RawTensor) -> np.ndarray | None:
+        if table.Size() > 1:
+            # Large models keep their buffers behind the flatbuffer.
+            first, size = table.Offset(), table.Size()
+            if first + size > len(self.data):
+                raise InvalidModelError(
+                    f"'{self.name}': the data of tensor '{raw.name}' lies beyond the end of the file"
+                )
+            return np.frombuffer(self.data, np.uint8, size, first)
+        if table.DataLength() == 0:
+            return None
+        return table.DataAsNumpy()
+
+    def _quant(self, table: Any, shape: tuple[int, ...]) -> Quant | None:
+        quant = table.Quantization()
+        if quant is None or quant.ScaleLength() == 0:
+            return None
+        count = self._count(quant.ScaleLength(), "scales")
+        self._claim(12 * count)
+        scales = tuple(quant.ScaleAsNumpy().tolist())
+        zeros = tuple(self._ints(quant.ZeroPointAsNumpy(), quant.ZeroPointLength(), "zero points")) or (0,) * count
+        if len(zeros) == 1 and count > 1:
+            zeros *= count
+        if count == 1:
+            return Quant(scales, zeros)
+        # Some producers count the axis of a bias in the weights' dimensions (person_detect: 3 for a vector).
+        return Quant(scales, zeros, 0 if len(shape) == 1 else quant.QuantizedDimension())
+
+    def _op(self, index: int, raw: Any, codec: Codec) -> Op:
+        inputs = self._ints(raw.InputsAsNumpy(), raw.InputsLength(), "op inputs")
+        outputs = self._ints(raw.OutputsAsNumpy(), raw.OutputsLength(), "op outputs")
+        if not inputs or not outputs:
+            raise InvalidModelError(f"'{self.name}': op {index} ({codec.kind}) has no input or no output")
+        place = self.raw(outputs[0]).name
+        source = Source(self, raw, self._where(index, codec.builtin, place), inputs, outputs)
+        operands = codec.operands if codec.operands is not None else range(len(inputs))
+        positions = [position for position in operands if position < len(inputs)]
+        if not positions or not source.has_input(positions[0]):
+            source.corrupt("its input is missing")
+        for at, position in enumerate(positions):
+            if source.has_input(position):
+                check_type(source.input(position), codec.types_of(at), codec.kind, source.where)
+        for number in outputs:
+            check_type(self.raw(number), codec.output_types, codec.kind, source.where)
+        attrs = codec.read(source)
+        names_in = tuple(self.use(inputs[at]).name if inputs[at] >= 0 else "" for at in positions)
+        names_out = tuple(self.use(number).name for number in outputs)
+        return Op(codec.kind, names_in, names_out, attrs, place)
