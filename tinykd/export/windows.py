@@ -12,10 +12,14 @@ import numpy as np
 from tinykd.ir import Op
 
 T = TypeVar("T")
+Samples = TypeVar("Samples", np.ndarray, range)
 
 
-def map_batches(call: Callable[[np.ndarray], T], x: np.ndarray, batch: int) -> list[T]:
-    """Return `call` of each batch of x, in order; NumPy lets go of the interpreter lock, so all cores work."""
+def map_batches(call: Callable[[Samples], T], x: Samples, batch: int) -> list[T]:
+    """Return `call` of each batch of x, samples or their numbers, in order.
+
+    NumPy lets go of the interpreter lock, so all cores work.
+    """
     parts = [x[start : start + batch] for start in range(0, len(x), batch)]
     if len(parts) < 2:
         return [call(part) for part in parts]

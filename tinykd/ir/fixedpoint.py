@@ -13,20 +13,16 @@ INT32_MIN, INT32_MAX = -(1 << 31), (1 << 31) - 1
 
 def doubling_high_mul(a: np.ndarray, b: np.ndarray | int) -> np.ndarray:
     """Return a * b / 2**31 as SaturatingRoundingDoublingHighMul rounds it: to nearest, halves up."""
-    product = a.astype(np.int64) * b
-    nudged = product + np.where(product >= 0, 1 << 30, 1 - (1 << 30))
-    # C's division truncates towards zero.
-    result = np.where(nudged >= 0, nudged >> 31, -((-nudged) >> 31))
-    return np.minimum(result, INT32_MAX)
+    # The definition's nudge and truncating division come to this arithmetic shift for either sign.
+    return np.minimum((a.astype(np.int64) * b + (1 << 30)) >> 31, INT32_MAX)
 
 
 def rounding_shift_right(x: np.ndarray, exponent: np.ndarray | int) -> np.ndarray:
     """Return x / 2**exponent rounded to nearest, halves away from zero (RoundingDivideByPOT)."""
     exponent = np.asarray(exponent, dtype=np.int64)
-    mask = (np.int64(1) << exponent) - 1
-    remainder = x & mask
-    threshold = (mask >> 1) + (x < 0)
-    return (x >> exponent) + (remainder > threshold)
+    half = (np.int64(1) << exponent) >> 1
+    # Negative halves go down: they miss the half by one. Without a shift nothing rounds.
+    return (x + half - ((x < 0) & (exponent > 0))) >> exponent
 
 
 def saturating_shift_left(x: np.ndarray, exponent: int) -> np.ndarray:
@@ -40,13 +36,23 @@ def multiply_by_quantized_multiplier(
     """Return x * multiplier * 2**(shift - 31), rounded twice; `multiplier` and `shift` broadcast over the last axis."""
     shift = np.asarray(shift, dtype=np.int64)
     left, right = np.maximum(shift, 0), np.maximum(-shift, 0)
-    # The C code shifts an int32, which wraps.
-    shifted = _wrap_int32(x.astype(np.int64) << left)
-    return rounding_shift_right(doubling_high_mul(shifted, np.asarray(multiplier, dtype=np.int64)), right)
+    result = x.astype(np.int64)
+    if left.any():
+        # The C code shifts an int32, which wraps.
+        result = wrap_int32(result << left)
+    # doubling_high_mul and rounding_shift_right in place: multipliers are never -2**31, so nothing saturates.
+    result *= np.asarray(multiplier, dtype=np.int64)
+    result += 1 << 30
+    result >>= 31
+    result -= (result < 0) & (right > 0)
+    result += (np.int64(1) << right) >> 1
+    result >>= right
+    return result
 
 
-def _wrap_int32(x: np.ndarray) -> np.ndarray:
-    return ((x + (1 << 31)) & 0xFFFFFFFF) - (1 << 31)
+def wrap_int32(x: np.ndarray) -> np.ndarray:
+    """Return int64 values as C's int32 would hold them."""
+    return x.astype(np.int32).astype(np.int64)
 
 
 # exp(-2**k) for k = -2 .. 4 as Q0.31 constants, applied where the matching bit of the argument is set.
