@@ -133,6 +133,8 @@ def _read_fully_connected(source: Source) -> Attrs:
 
 def _read_svdf(source: Source) -> Attrs:
     options = source.options("SVDFOptions")
+    if not source.has_input(3):
+        source.refuse("an SVDF without bias", "Give it a bias, of zeros if need be: TFLite Micro crashes without one.")
     return {"rank": options.Rank(), "activation": source.activation(options)}
 
 
@@ -198,6 +200,12 @@ def _fully_connected_fields(graph: Graph, op: Op) -> Mapping[str, Any]:
     }
 
 
+def _svdf_inputs(graph: Graph, op: Op) -> tuple[str, ...]:
+    if not op.inputs[3]:
+        raise InternalError(f"op '{op.source or op.outputs[0]}' (svdf) has no bias: TFLite Micro crashes on such files")
+    return op.inputs
+
+
 def _svdf_fields(graph: Graph, op: Op) -> Mapping[str, Any]:
     return {"Rank": op.attrs["rank"], "FusedActivationFunction": CODE_OF_ACTIVATION[op.attrs["activation"]]}
 
@@ -253,6 +261,7 @@ CODECS = (
         "SVDFOptions",
         version=3,
         read=_read_svdf,
+        inputs=_svdf_inputs,
         fields=_svdf_fields,
         input_types=(INT8, INT8, INT16, INT32, INT16),
         constants=(1, 2, 3),

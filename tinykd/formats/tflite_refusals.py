@@ -72,7 +72,7 @@ ADVICE_OF_BUILTIN: Mapping[str, str] = MappingProxyType(
         "SQUARED_DIFFERENCE": "Write it as SUB and MUL.",
         "L2_NORMALIZATION": _HOST,
         "L2_POOL_2D": "Use AVERAGE_POOL_2D or MAX_POOL_2D.",
-        "BATCH_MATMUL": "With constant weights write it as FULLY_CONNECTED; between activations it has no int8 form here.",
+        "BATCH_MATMUL": "Write it as FULLY_CONNECTED if one side is constant; of two activations it is not supported.",
         "EMBEDDING_LOOKUP": "Look the row up in the application and pass it in.",
         "GATHER": "Use STRIDED_SLICE or SPLIT for constant indices; look rows up in the application otherwise.",
         "UNPACK": "Use SPLIT, and RESHAPE each part.",
