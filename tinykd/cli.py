@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("tinykd.commands.run", "The whole road, from recipe to report; continues where it was."),
     "train": ("tinykd.commands.train", "Train teacher and student as a recipe says."),
     "export": ("tinykd.commands.export", "Turn the student into ONNX and an int8 .tflite."),
+    "optimize": ("tinykd.commands.optimize", "Write a smaller .tflite that computes the same, bit for bit."),
     "plan": ("tinykd.commands.plan", "Lay out SRAM and flash, and prove that they fit the board."),
     "build": ("tinykd.commands.build", "Generate C and compile the firmware."),
     "flash": ("tinykd.commands.flash", "Write the firmware to a board."),

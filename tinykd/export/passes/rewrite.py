@@ -1,7 +1,8 @@
-"""What the passes share: finding the only reader of a value, and joining an op into its producer."""
+"""What the passes share: finding the only reader of a value, joining ops, taking one out, renaming what ops read."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -33,3 +34,35 @@ def absorb(graph: Graph, producer: int, consumer: int, attrs: dict[str, Any]) ->
     ops[consumer] = joined
     del ops[producer]
     return ops
+
+
+def renamed(graph: Graph, names: Mapping[str, str], dropped: Collection[int] = ()) -> Graph:
+    """Return the graph with the tensors `names` read under other names, and without the ops `dropped` (by index)."""
+    ops = [
+        replace(op, inputs=tuple(names.get(name, name) for name in op.inputs))
+        for index, op in enumerate(graph.ops)
+        if index not in dropped
+    ]
+    return graph.with_ops(ops)
+
+
+def bypass(graph: Graph, index: int) -> Graph | None:
+    """Return the graph without op `index`, whose output equals its first input; None where an edge forbids it."""
+    x, y = graph.ops[index].inputs[0], graph.ops[index].outputs[0]
+    if graph.tensor(x).is_constant or graph.tensor(x).variable:
+        return None
+    if y not in graph.outputs:
+        return renamed(graph, {y: x}, {index})
+    if x in graph.inputs or x in graph.outputs:
+        return None
+    # The edge keeps its name: whoever computes the value writes it under that name.
+    ops = [
+        replace(
+            op,
+            inputs=tuple(y if name == x else name for name in op.inputs),
+            outputs=tuple(y if name == x else name for name in op.outputs),
+        )
+        for number, op in enumerate(graph.ops)
+        if number != index
+    ]
+    return graph.with_ops(ops)
