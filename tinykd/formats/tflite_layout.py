@@ -133,7 +133,8 @@ def _bit(mask: int, axis: int) -> bool:
     return bool(mask >> axis & 1)
 
 
-def _read_strided_slice(source: Source) -> Attrs:
+def read_strided_slice(source: Source) -> Attrs:
+    """Return begin, end and strides of each axis, and the axes that are dropped, with all masks resolved."""
     options, shape = source.options("StridedSliceOptions"), source.input(0).shape
     if options.EllipsisMask() or options.NewAxisMask():
         source.refuse(
@@ -337,7 +338,7 @@ CODECS = (
         "StridedSliceOptions",
         version=_strided_slice_version,
         operands=(0,),
-        read=_read_strided_slice,
+        read=read_strided_slice,
         inputs=_strided_slice_inputs,
         fields=_strided_slice_fields,
         one_quantisation=True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import tflite
 
 from tinykd.errors import InvalidModelError, UnsupportedModelError
 from tinykd.formats.tflite_codec import Codec
+from tinykd.formats.tflite_fold import fold
 from tinykd.formats.tflite_ops import CODEC_OF_BUILTIN
 from tinykd.formats.tflite_refusals import builtin_advice, dynamic_advice
 from tinykd.formats.tflite_rules import check_op, check_tensor, check_type
@@ -20,6 +22,14 @@ from tinykd.ir import DTYPES, Graph, Op, Quant, Tensor, verify
 MAX_OPS = 1 << 14
 MAX_TENSORS = 1 << 16
 _SHAPE_DTYPES = {**DTYPES, "int64": np.dtype(np.int64)}
+
+
+@dataclass(frozen=True)
+class _Operator:
+    builtin: int
+    custom: str
+    label: str
+    source: Source
 
 
 class Reader:
@@ -49,27 +59,24 @@ class Reader:
         self._raw: dict[int, RawTensor] = {}
         self._names: dict[str, int] = {}
         self._blobs: dict[int, np.ndarray | None] = {}
+        self._folded: dict[int, np.ndarray] = {}
         self.tensors: dict[str, Tensor] = {}
 
     def graph(self) -> Graph:
         """Return the graph of the file, verified."""
-        operators = [
-            self.subgraph.Operators(i)
-            for i in range(self._count(self.subgraph.OperatorsLength(), "operators", MAX_OPS))
-        ]
+        count = self._count(self.subgraph.OperatorsLength(), "operators", MAX_OPS)
+        operators = [op for op in map(self._operator, range(count)) if not self._is_folded(op)]
         codecs = self._codecs(operators)
         inputs = self._indices(self.subgraph.InputsAsNumpy(), self.subgraph.InputsLength(), "inputs")
         outputs = self._indices(self.subgraph.OutputsAsNumpy(), self.subgraph.OutputsLength(), "outputs")
         for index in inputs:
             self._check_input(index)
-        ops = tuple(
-            self._op(index, raw, codec) for index, (raw, codec) in enumerate(zip(operators, codecs, strict=True))
-        )
+        ops = tuple(self._op(operator, codec) for operator, codec in zip(operators, codecs, strict=True))
         edges = [tuple(self.use(index).name for index in indices) for indices in (inputs, outputs)]
         by_number = sorted(self.tensors.values(), key=lambda tensor: self._names[tensor.name])
         graph = verify(Graph(self.name, {tensor.name: tensor for tensor in by_number}, ops, edges[0], edges[1]))
-        for index, (op, codec) in enumerate(zip(ops, codecs, strict=True)):
-            check_op(graph, op, codec, self._where(index, codec.builtin, op.outputs[0]))
+        for operator, op, codec in zip(operators, ops, codecs, strict=True):
+            check_op(graph, op, codec, operator.source.where)
         return graph
 
     def raw(self, index: int) -> RawTensor:
@@ -93,6 +100,8 @@ class Reader:
 
     def value(self, raw: RawTensor) -> np.ndarray | None:
         """Return the constant of a tensor (read-only, a view of the file where it can be), or None when it has none."""
+        if raw.index in self._folded:
+            return self._folded[raw.index]
         blob = self._blob(self.subgraph.Tensors(raw.index).Buffer(), raw)
         if blob is None:
             return None
@@ -176,42 +185,43 @@ class Reader:
         builtin = max(code.BuiltinCode(), code.DeprecatedBuiltinCode())
         return builtin, self._text(code.CustomCode())
 
-    def _where(self, index: int, builtin: int, place: str, custom: str = "") -> str:
+    def _operator(self, index: int) -> _Operator:
+        raw = self.subgraph.Operators(index)
+        code = raw.OpcodeIndex()
+        if not 0 <= code < len(self.codes):
+            raise InvalidModelError(f"'{self.name}': op {index} names operator code {code}: it is corrupt")
+        builtin, custom = self.codes[code]
         label = BUILTIN_NAMES.get(builtin, f"builtin {builtin}")
         if builtin == tflite.BuiltinOperator.CUSTOM:
             label = f"custom op '{custom}'"
-        return f"'{self.name}': op {index} ({label}, writing '{place}')"
+        inputs = self._ints(raw.InputsAsNumpy(), raw.InputsLength(), "op inputs")
+        outputs = self._ints(raw.OutputsAsNumpy(), raw.OutputsLength(), "op outputs")
+        place = self.raw(outputs[0]).name if outputs else "nothing"
+        where = f"'{self.name}': op {index} ({label}, writing '{place}')"
+        return _Operator(builtin, custom, label, Source(self, raw, where, inputs, outputs))
 
-    def _codecs(self, operators: list[Any]) -> list[Codec]:
+    def _is_folded(self, operator: _Operator) -> bool:
+        """Compute an op of shape arithmetic; whether it was one."""
+        value = fold(operator.source, operator.builtin)
+        if value is not None:
+            self._folded[operator.source.outputs[0]] = value
+        return value is not None
+
+    def _codecs(self, operators: list[_Operator]) -> list[Codec]:
         """Return the codec of each op; refuse the model, naming every op that has none."""
-        found, missing = [], []
-        for index, operator in enumerate(operators):
-            code = operator.OpcodeIndex()
-            if not 0 <= code < len(self.codes):
-                raise InvalidModelError(f"'{self.name}': op {index} names operator code {code}: it is corrupt")
-            codec = CODEC_OF_BUILTIN.get(self.codes[code][0])
-            if codec is None:
-                missing.append(index)
-            else:
-                found.append(codec)
+        missing = [operator for operator in operators if operator.builtin not in CODEC_OF_BUILTIN]
         if missing:
-            self._refuse_ops([(index, *self.codes[operators[index].OpcodeIndex()]) for index in missing], operators)
+            first, others = missing[0], Counter(operator.label for operator in missing[1:])
+            also = f"; neither are {', '.join(f'{label} ({n})' for label, n in others.items())}" if others else ""
+            raise UnsupportedModelError(
+                f"{first.source.where} is not supported{also}",
+                builtin_advice(BUILTIN_NAMES.get(first.builtin, ""), first.custom),
+            )
         if self.num_subgraphs != 1:
             raise UnsupportedModelError(
                 f"'{self.name}' has {self.num_subgraphs} subgraphs; tinykd takes one", builtin_advice("WHILE")
             )
-        return found
-
-    def _refuse_ops(self, missing: list[tuple[int, int, str]], operators: list[Any]) -> None:
-        index, builtin, custom = missing[0]
-        operator = operators[index]
-        place = self.raw(operator.Outputs(0)).name if operator.OutputsLength() > 0 else "?"
-        name = BUILTIN_NAMES.get(builtin, "")
-        others = Counter(BUILTIN_NAMES.get(code, f"builtin {code}") for _, code, _ in missing[1:])
-        also = f"; neither are {', '.join(f'{label} ({n})' for label, n in others.items())}" if others else ""
-        raise UnsupportedModelError(
-            f"{self._where(index, builtin, place, custom)} is not supported{also}", builtin_advice(name, custom)
-        )
+        return [CODEC_OF_BUILTIN[operator.builtin] for operator in operators]
 
     def _check_input(self, index: int) -> None:
         raw = self.raw(index)
@@ -267,17 +277,13 @@ class Reader:
         # Some producers count the axis of a bias in the weights' dimensions (person_detect: 3 for a vector).
         return Quant(scales, zeros, 0 if len(shape) == 1 else quant.QuantizedDimension())
 
-    def _op(self, index: int, raw: Any, codec: Codec) -> Op:
-        inputs = self._ints(raw.InputsAsNumpy(), raw.InputsLength(), "op inputs")
-        outputs = self._ints(raw.OutputsAsNumpy(), raw.OutputsLength(), "op outputs")
-        if not inputs or not outputs:
-            raise InvalidModelError(f"'{self.name}': op {index} ({codec.kind}) has no input or no output")
-        place = self.raw(outputs[0]).name
-        source = Source(self, raw, self._where(index, codec.builtin, place), inputs, outputs)
+    def _op(self, operator: _Operator, codec: Codec) -> Op:
+        source = operator.source
+        inputs, outputs = source.inputs, source.outputs
         operands = codec.operands if codec.operands is not None else range(len(inputs))
         positions = [position for position in operands if position < len(inputs)]
-        if not positions or not source.has_input(positions[0]):
-            source.corrupt("its input is missing")
+        if not outputs or not positions or not source.has_input(positions[0]):
+            source.corrupt("it has no input or no output")
         for at, position in enumerate(positions):
             if source.has_input(position):
                 check_type(source.input(position), codec.types_of(at), codec.kind, source.where)
@@ -286,4 +292,4 @@ class Reader:
         attrs = codec.read(source)
         names_in = tuple(self.use(inputs[at]).name if inputs[at] >= 0 else "" for at in positions)
         names_out = tuple(self.use(number).name for number in outputs)
-        return Op(codec.kind, names_in, names_out, attrs, place)
+        return Op(codec.kind, names_in, names_out, attrs, names_out[0])

@@ -89,6 +89,10 @@ class Source:
         """Return the output at `position`."""
         return self._reader.raw(self.outputs[position])
 
+    def known(self, position: int) -> np.ndarray | None:
+        """Return the value of the input at `position` if the file has it or it was folded, else None."""
+        return self._reader.value(self.input(position))
+
     def constant(self, position: int, what: str) -> np.ndarray:
         """Return the value of the constant input at `position`, as its own type.
 
