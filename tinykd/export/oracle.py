@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +62,17 @@ class Oracle:
         except RuntimeError as error:
             raise UnsupportedModelError(f"TFLite Micro refuses the model: {error}") from error
         self._input_shape = tuple(int(dim) for dim in self._interpreter.get_input_details(0)["shape"])
+
+    def reset(self) -> None:
+        """Put the model's variables back to where they start."""
+        self._interpreter.reset()
+
+    def invoke_many(self, inputs: Sequence[np.ndarray], num_outputs: int) -> list[np.ndarray]:
+        """Return the outputs for one value of each input, of the inputs' own types, in the file's order."""
+        for index, value in enumerate(inputs):
+            self._interpreter.set_input(np.ascontiguousarray(value), index)
+        self._interpreter.invoke()
+        return [np.array(self._interpreter.get_output(index)) for index in range(num_outputs)]
 
     def invoke(self, x: np.ndarray) -> np.ndarray:
         """Return the int8 output for one int8 input (any shape with the right number of elements)."""
