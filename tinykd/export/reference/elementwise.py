@@ -83,19 +83,24 @@ def mapped(graph: Graph, op: Op, values: Values) -> np.ndarray:
 
 
 def quantize(graph: Graph, op: Op, values: Values) -> np.ndarray:
-    """Return floats or other integers in the output's int8 parameters."""
+    """Return floats or integers in the output's parameters and type."""
     if has_table(graph, op):
         return mapped(graph, op, values)
-    x, y = values[op.inputs[0]], tensor_quant(graph.tensor(op.outputs[0]))
+    x, y = values[op.inputs[0]], graph.tensor(op.outputs[0])
+    limits = np.iinfo(DTYPES[y.dtype])
     if x.dtype == np.float32:
-        return _quantized_floats(x, np.float32(y.scale), y.zero_point)
-    constants = rescale_params(graph, op)
-    centred = wrap_int32(x.astype(np.int64) - constants.input_zero_point)
-    return requantized(centred, constants.multiplier, constants.shift, constants.output_zero_point)
+        quant = tensor_quant(y)
+        integers = _quantized_floats(x, np.float32(quant.scale), quant.zero_point)
+    else:
+        constants = rescale_params(graph, op)
+        centred = wrap_int32(x.astype(np.int64) - constants.input_zero_point)
+        scaled = multiply_by_quantized_multiplier(centred, constants.multiplier, constants.shift)
+        integers = scaled + constants.output_zero_point
+    return np.clip(integers, limits.min, limits.max).astype(limits.dtype)
 
 
 def _quantized_floats(x: np.ndarray, scale: np.float32, zero_point: int) -> np.ndarray:
-    """Return round(x / scale) + zero_point, halves away from zero.
+    """Return round(x / scale) + zero_point as int64, halves away from zero.
 
     C leaves the conversion to int32 open for NaN and beyond its range; like x86-64, this gives the smallest int32.
     """
@@ -104,7 +109,7 @@ def _quantized_floats(x: np.ndarray, scale: np.float32, zero_point: int) -> np.n
     steps = np.copysign(np.floor(np.abs(real) + 0.5), real)
     defined = (steps >= INT32_MIN) & (steps <= INT32_MAX)
     integers = np.where(defined, steps, INT32_MIN).astype(np.int64)
-    return np.clip(wrap_int32(integers + zero_point), QMIN, QMAX).astype(np.int8)
+    return wrap_int32(integers + zero_point)
 
 
 def dequantize(graph: Graph, op: Op, values: Values) -> np.ndarray:
