@@ -53,17 +53,23 @@ def find_fresh(
 def make_plan(target: Target, graph: Graph, board: Board) -> tuple[MemoryPlan, dict[str, Any]]:
     """Plan a model for a board and write RUN/boards/<board>/plan/.
 
+    Args:
+        graph: as the file has it: TFLite Micro is planned for that, our engine for what it computes (`for_engine`).
+
     Returns:
-        the memory plan and the `plan` JSON object. It is returned also when the model does not fit: see its `fits`.
+        the memory plan of our engine and the `plan` JSON object. It is returned also when the model does not fit: see
+        its `fits`.
     """
+    from tinykd.export.passes import for_engine
     from tinykd.plan import plan_for_tflm, plan_graph
     from tinykd.plan.summary import summarize
 
-    plan, tflm_plan = plan_graph(graph), plan_for_tflm(graph)
+    engine_graph = for_engine(graph)
+    plan, tflm_plan = plan_graph(engine_graph), plan_for_tflm(graph)
     result = {
         "model": target.name,
         "model_sha256": target.sha256(),
-        **summarize(graph, plan, board),
+        **summarize(engine_graph, plan, board),
         "tflm_head_bytes": tflm_plan.arena_bytes,
         **_tflm_arenas(graph, tflm_plan),
     }
@@ -122,7 +128,7 @@ def ensure_build(target: Target, board: Board, engine: str = "tinykd", builder: 
     plan, result = ensure_plan(target, board)
     require_fit(result)
     return build(
-        target.graph(),
+        target.engine_graph(),
         plan,
         board,
         target.board_folder(board.name, "build"),
@@ -135,10 +141,16 @@ def ensure_build(target: Target, board: Board, engine: str = "tinykd", builder: 
 def host_outputs(target: Target, x: np.ndarray) -> tuple[np.ndarray, str]:
     """Return the model's int8 outputs (N, elements) on the host, and who computed them.
 
-    The oracle is TFLite Micro's wheel where it is installed; elsewhere the NumPy reference, which equals it.
+    The oracle is TFLite Micro's wheel where it is installed; elsewhere the NumPy reference, which equals it. It runs
+    the very file, or, where that converts from and to float at its edges, the model between them.
     """
     from tinykd.export import oracle, reference
+    from tinykd.export.passes import float_edges_to_host
+    from tinykd.formats import tflite_writer
 
+    graph = target.graph()
+    inner = float_edges_to_host(graph)
     if oracle.is_available():
-        return oracle.Oracle(target.model.read_bytes()).outputs(x), "tflite-micro"
-    return reference.run_output(target.graph(), x), "numpy-reference"
+        model = target.model.read_bytes() if inner is graph else tflite_writer.write(inner)
+        return oracle.Oracle(model).outputs(x), "tflite-micro"
+    return reference.run_output(inner, x), "numpy-reference"

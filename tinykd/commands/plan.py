@@ -33,7 +33,7 @@ def command(target: str, board: str, chart: bool, out: str | None, as_json: bool
     else:
         from tinykd.plan.chart import rows
 
-        _print(result, rows(graph, plan) if chart else [])
+        _print(result, rows(resolved.engine_graph(), plan) if chart else [])
     require_fit(result)
 
 

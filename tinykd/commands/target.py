@@ -44,6 +44,12 @@ class Target:
 
         return tflite.read(self.model, self.name)
 
+    def engine_graph(self) -> Graph:
+        """Return what the firmware computes of `graph`: int8 from edge to edge, pads folded into convolutions."""
+        from tinykd.export.passes import for_engine
+
+        return for_engine(self.graph())
+
     def board_folder(self, board: str, stage: str) -> Path:
         """Return the folder of a stage that depends on the board: "plan", "build" or "bench"."""
         return self.folder / "boards" / board / stage
