@@ -1,0 +1,115 @@
+"""What must hold for every int8 graph. A rule returns None, or what is wrong and the inputs that show it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+import numpy as np
+
+from fuzzing.judge import IsolatedTflm
+from fuzzing.record import Values
+from tinykd.export import parity, reference
+from tinykd.formats import tflite, tflite_writer
+from tinykd.ir import Graph, Op, difference
+
+SAMPLES = 5
+"""Inputs for each graph: the two ends, a checkerboard, noise."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong.
+
+    Attributes:
+        text: one sentence.
+        op: index of the op where it shows, or None.
+        inputs: input name -> values (N, ...) that show it, or None.
+    """
+
+    text: str
+    op: int | None = None
+    inputs: Values | None = None
+
+
+Rule = Callable[[Graph, IsolatedTflm, "Values | None"], "Problem | None"]
+
+
+def sample_inputs(graph: Graph) -> Values:
+    """Return the inputs of a graph: the same for the same graph."""
+    return parity.sample_inputs(graph, SAMPLES, seed=len(graph.ops))
+
+
+def round_trip(graph: Graph, judge: IsolatedTflm, inputs: Values | None = None) -> Problem | None:
+    """What the reader reads from the writer's file is the graph itself, and the file does not depend on the day."""
+    model = tflite_writer.write(graph)
+    found = difference(graph, tflite.read_bytes(model, graph.name))
+    if found is None and tflite_writer.write(tflite.read_bytes(model, graph.name)) != model:
+        found = "the graph that was read is written as other bytes"
+    return None if found is None else Problem(f"written and read: {found}")
+
+
+def equals_tflm(graph: Graph, judge: IsolatedTflm, inputs: Values | None = None) -> Problem | None:
+    """Every activation of the reference is TFLite Micro's; an SVDF's over consecutive inferences."""
+    inputs = sample_inputs(graph) if inputs is None else inputs
+    judge.load(graph, tflite_writer.write(graph))
+    result = parity.compare_judge(graph, judge, inputs, stream=bool(graph.variables()))
+    if result.first_mismatch is None:
+        return None
+    first = result.first_mismatch
+    # All inferences before it count where the graph has a state.
+    start = 0 if graph.variables() else first.sample
+    return Problem(
+        first.describe(), first.op, {name: value[start : first.sample + 1] for name, value in inputs.items()}
+    )
+
+
+RULES: Mapping[str, Rule] = MappingProxyType({"round trip": round_trip, "equals TFLM": equals_tflm})
+
+
+def examine(rule: str, graph: Graph, judge: IsolatedTflm, inputs: Values | None = None) -> Problem | None:
+    """Return what is wrong with a graph by one rule; whatever is raised on the way is wrong, too."""
+    try:
+        return RULES[rule](graph, judge, inputs)
+    except Exception as error:
+        return Problem(f"{type(error).__name__}: {error}")
+
+
+def examine_all(graph: Graph, judge: IsolatedTflm) -> tuple[str, Problem] | None:
+    """Return the first rule that a graph breaks, and what is wrong, or None."""
+    for rule in RULES:
+        if problem := examine(rule, graph, judge):
+            return rule, problem
+    return None
+
+
+def single_op(graph: Graph, op: Op) -> Graph:
+    """Return a graph of one op: its activations are the inputs."""
+    names = [name for name in dict.fromkeys((*op.inputs, *op.outputs)) if name]
+    tensors = {name: graph.tensor(name) for name in graph.tensors if name in names}
+    inputs = tuple(
+        name
+        for name in dict.fromkeys(op.inputs)
+        if name and not tensors[name].is_constant and not tensors[name].variable
+    )
+    return Graph(graph.name, tensors, (op,), inputs, op.outputs)
+
+
+def reduced(rule: str, graph: Graph, problem: Problem, judge: IsolatedTflm) -> tuple[Graph, Problem]:
+    """Return the op that breaks the rule by itself, on the values that reach it in the graph, where there is one."""
+    for index in range(len(graph.ops)) if problem.op is None else (problem.op,):
+        small = single_op(graph, graph.ops[index])
+        inputs = None
+        if problem.inputs is not None:
+            values = reference.run(
+                graph,
+                problem.inputs if len(graph.inputs) > 1 else problem.inputs[graph.inputs[0]],
+                keep_all=True,
+                **({"stream": True} if graph.variables() else {}),
+            )
+            values = {**problem.inputs, **values}
+            inputs = {name: np.asarray(values[name]) for name in small.inputs}
+        if len(small.ops) < len(graph.ops) and (found := examine(rule, small, judge, inputs)):
+            return small, replace(found, op=0)
+    return graph, problem
