@@ -18,7 +18,7 @@ from tinykd.export.explain_steps import (
     shaped,
 )
 from tinykd.ir import Graph, Op, activation_range, mean_params, requantization, tensor_quant
-from tinykd.ir.fixedpoint import INT32_MAX, INT32_MIN
+from tinykd.ir.fixedpoint import INT32_MAX, INT32_MIN, wrap_int32
 from tinykd.ir.requant import QMAX, QMIN, svdf_params
 
 
@@ -116,6 +116,11 @@ def _fully_connected(graph: Graph, op: Op, values: Values, index: Index, output:
     return _accumulated(graph, op, pairs, weights.shape[1], index[-1], told)
 
 
+def _wrapped(value: int) -> int:
+    """Return a sum as an int32 holds it."""
+    return int(wrap_int32(np.array([value], np.int64))[0])
+
+
 def _svdf(graph: Graph, op: Op, values: Values, index: Index, output: int, told: Explanation) -> int:
     constants = svdf_params(graph, op)
     feature, time = (shaped(graph, values, op.inputs[number]).astype(np.int64) for number in (1, 2))
@@ -128,6 +133,7 @@ def _svdf(graph: Graph, op: Op, values: Values, index: Index, output: int, told:
     for number in range(unit * rank, (unit + 1) * rank):
         what = f"filter {number}"
         total = int((x * feature[number]).sum())
+        total = _wrapped(total)
         told.say(f"{what}: sum of (x - zero point) * feature weight", total)
         newest = requantized(total, constants.feature_multiplier, constants.feature_shift, told, what)
         newest = min(max(newest, -(1 << 15)), (1 << 15) - 1)
@@ -138,8 +144,9 @@ def _svdf(graph: Graph, op: Op, values: Values, index: Index, output: int, told:
         acc += part
     bias = _bias(graph, Op(op.kind, (*op.inputs[:2], op.inputs[3]), op.outputs), unit)
     told.say("bias", bias)
-    told.say("accumulator", acc + bias)
-    scaled = requantized(acc + bias, constants.time_multiplier, constants.time_shift, told)
+    acc = _wrapped(acc + bias)
+    told.say("accumulator", acc)
+    scaled = requantized(acc, constants.time_multiplier, constants.time_shift, told)
     return finished(scaled, constants.output_zero_point, QMIN, QMAX, told)
 
 
