@@ -19,12 +19,11 @@ from tinykd.ir.requant import (
     QMAX,
     QMIN,
     SIGMOID_INTEGER_BITS,
-    activation_range,
     hard_swish_params,
     leaky_relu_params,
+    relu6_range,
     rescale_params,
     sigmoid_params,
-    tensor_quant,
 )
 
 INT16_MIN, INT16_MAX = -(1 << 15), (1 << 15) - 1
@@ -55,8 +54,7 @@ def _rescale(graph: Graph, op: Op, x: np.ndarray) -> np.ndarray:
 
 
 def _relu6(graph: Graph, op: Op, x: np.ndarray) -> np.ndarray:
-    # TFLite Micro clamps in the input's own integers and never looks at the output's parameters.
-    return np.clip(x, *activation_range(tensor_quant(graph.tensor(op.inputs[0])), "relu6"))
+    return np.clip(x, *relu6_range(graph, op))
 
 
 def _leaky_relu(graph: Graph, op: Op, x: np.ndarray) -> np.ndarray:

@@ -7,7 +7,9 @@ One home for this arithmetic: the NumPy reference computes with these numbers an
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 
@@ -20,6 +22,8 @@ ADD_LEFT_SHIFT = 20
 SOFTMAX_INTEGER_BITS = 5
 SIGMOID_INTEGER_BITS = 4
 HARD_SWISH_LEFT_SHIFT = 7
+_ACTIVATION_LIMIT = (1 << 31) - 256
+"""What a quantised bound must stay below, so that int32 holds it with a zero point added."""
 
 
 @dataclass(frozen=True)
@@ -162,12 +166,17 @@ def tensor_quant(tensor: Tensor) -> Quant:
 
 
 def activation_range(quant: Quant, activation: str) -> tuple[int, int]:
-    """Return the int8 (min, max) that a fused activation leaves, rounded in float32 as TFLite does."""
+    """Return the int8 (min, max) that a fused activation leaves, divided in float32 and rounded as TFLite does.
+
+    Raises:
+        InvalidModelError: the activation is unknown, or its bound is beyond int32, which TFLite does not define.
+    """
 
     def quantized(value: float) -> int:
         real = np.float32(value) / np.float32(quant.scale)
-        # Beyond any int8 value whatever the zero point: the conversion to an integer stays defined.
-        magnitude = int(min(np.floor(np.abs(real) + np.float32(0.5)), 1e6))
+        magnitude = int(np.floor(np.abs(np.float64(real)) + 0.5))
+        if magnitude >= _ACTIVATION_LIMIT:
+            raise InvalidModelError(f"activation {activation}: {value:g} is beyond int32 at the scale {quant.scale:g}")
         return quant.zero_point + (magnitude if real >= 0 else -magnitude)
 
     bounds = {"none": (None, None), "relu": (0.0, None), "relu6": (0.0, 6.0), "relu_n1_to_1": (-1.0, 1.0)}
@@ -180,6 +189,20 @@ def activation_range(quant: Quant, activation: str) -> tuple[int, int]:
     )
 
 
+def _factor(real: float, op: Op) -> tuple[int, int]:
+    """Return `quantize_multiplier(real)` of an op.
+
+    Raises:
+        InvalidModelError: the factor is 2**30 or more: TFLite Micro shifts an int32 by more than its bits then.
+    """
+    multiplier, shift = quantize_multiplier(abs(real))
+    if abs(real) >= 1 << 30:
+        raise InvalidModelError(
+            f"{op.kind} '{op.source}': its scales make a factor of {real:g}; it must be below 2**30"
+        )
+    return multiplier, shift
+
+
 def requantization(graph: Graph, op: Op) -> Requantization:
     """Return the constants of a conv_2d, depthwise_conv_2d, transpose_conv or fully_connected op."""
     x = tensor_quant(graph.tensor(op.inputs[0]))
@@ -187,7 +210,7 @@ def requantization(graph: Graph, op: Op) -> Requantization:
     y = tensor_quant(graph.tensor(op.outputs[0]))
     channels = graph.tensor(op.outputs[0]).shape[-1]
     scales = weights.scales if len(weights.scales) > 1 else weights.scales * channels
-    pairs = [quantize_multiplier(x.scale * scale / y.scale) for scale in scales]
+    pairs = [_factor(x.scale * scale / y.scale, op) for scale in scales]
     low, high = activation_range(y, op.attrs["activation"])
     return Requantization(
         tuple(pair[0] for pair in pairs), tuple(pair[1] for pair in pairs), x.zero_point, y.zero_point, low, high
@@ -195,13 +218,23 @@ def requantization(graph: Graph, op: Op) -> Requantization:
 
 
 def add_params(graph: Graph, op: Op) -> AddParams:
-    """Return the constants of an add or sub op."""
+    """Return the constants of an add or sub op.
+
+    Raises:
+        InvalidModelError: an input's scale is 2**19 times the output's or more.
+    """
     first, second = (tensor_quant(graph.tensor(name)) for name in op.inputs)
     y = tensor_quant(graph.tensor(op.outputs[0]))
     common = 2.0 * max(first.scale, second.scale)
     multiplier_1, shift_1 = quantize_multiplier(first.scale / common)
     multiplier_2, shift_2 = quantize_multiplier(second.scale / common)
-    out_multiplier, out_shift = quantize_multiplier(common / ((1 << ADD_LEFT_SHIFT) * y.scale))
+    real = common / ((1 << ADD_LEFT_SHIFT) * y.scale)
+    if real >= 1.0:
+        raise InvalidModelError(
+            f"{op.kind} '{op.source}': the larger input scale {common / 2:g} must be below 2**19 times the output's "
+            f"{y.scale:g}: TFLite Micro ends the program otherwise"
+        )
+    out_multiplier, out_shift = quantize_multiplier(real)
     low, high = activation_range(y, op.attrs["activation"])
     return AddParams(
         (first.zero_point, second.zero_point),
@@ -215,11 +248,21 @@ def add_params(graph: Graph, op: Op) -> AddParams:
     )
 
 
+def pool_range(graph: Graph, op: Op) -> tuple[int, int]:
+    """Return what the activation of a pooling op leaves of the int8 range."""
+    return activation_range(tensor_quant(graph.tensor(op.outputs[0])), op.attrs["activation"])
+
+
+def relu6_range(graph: Graph, op: Op) -> tuple[int, int]:
+    """Return what a relu6 op leaves of the int8 range: TFLite Micro never looks at its output's parameters."""
+    return activation_range(tensor_quant(graph.tensor(op.inputs[0])), "relu6")
+
+
 def mul_params(graph: Graph, op: Op) -> MulParams:
     """Return the constants of a mul op."""
     first, second = (tensor_quant(graph.tensor(name)) for name in op.inputs)
     y = tensor_quant(graph.tensor(op.outputs[0]))
-    multiplier, shift = quantize_multiplier(first.scale * second.scale / y.scale)
+    multiplier, shift = _factor(first.scale * second.scale / y.scale, op)
     low, high = activation_range(y, op.attrs["activation"])
     return MulParams((first.zero_point, second.zero_point), multiplier, shift, y.zero_point, low, high)
 
@@ -227,7 +270,7 @@ def mul_params(graph: Graph, op: Op) -> MulParams:
 def rescale_params(graph: Graph, op: Op) -> RescaleParams:
     """Return the constants of a relu op, or of a quantize op that reads integers."""
     x, y = tensor_quant(graph.tensor(op.inputs[0])), tensor_quant(graph.tensor(op.outputs[0]))
-    multiplier, shift = quantize_multiplier(x.scale / y.scale)
+    multiplier, shift = _factor(x.scale / y.scale, op)
     low, high = activation_range(y, "relu" if op.kind == "relu" else "none")
     return RescaleParams(x.zero_point, multiplier, shift, y.zero_point, low, high)
 
@@ -235,9 +278,9 @@ def rescale_params(graph: Graph, op: Op) -> RescaleParams:
 def leaky_relu_params(graph: Graph, op: Op) -> TwoSlopeParams:
     """Return the constants of a leaky_relu op."""
     x, y = tensor_quant(graph.tensor(op.inputs[0])), tensor_quant(graph.tensor(op.outputs[0]))
-    positive = quantize_multiplier(x.scale / y.scale)
+    positive = _factor(x.scale / y.scale, op)
     alpha = float(np.float32(op.attrs["alpha"]))
-    negative = quantize_multiplier(x.scale * abs(alpha) / y.scale)
+    negative = _factor(x.scale * abs(alpha) / y.scale, op)
     return TwoSlopeParams(x.zero_point, 0, *positive, *negative, -1 if alpha < 0 else 1, y.zero_point)
 
 
@@ -245,8 +288,8 @@ def prelu_params(graph: Graph, op: Op) -> TwoSlopeParams:
     """Return the constants of a prelu op."""
     x, slopes = (tensor_quant(graph.tensor(name)) for name in op.inputs)
     y = tensor_quant(graph.tensor(op.outputs[0]))
-    positive = quantize_multiplier(x.scale / y.scale)
-    negative = quantize_multiplier(x.scale * slopes.scale / y.scale)
+    positive = _factor(x.scale / y.scale, op)
+    negative = _factor(x.scale * slopes.scale / y.scale, op)
     return TwoSlopeParams(x.zero_point, slopes.zero_point, *positive, *negative, 1, y.zero_point)
 
 
@@ -254,15 +297,16 @@ def hard_swish_params(graph: Graph, op: Op) -> HardSwishParams:
     """Return the constants of a hard_swish op.
 
     Raises:
-        InvalidModelError: the input's scale is 128 times the output's or more, which TFLite Micro refuses.
+        InvalidModelError: the input's scale is 128 times the output's or more, which TFLite Micro refuses, or more
+            than its shifts of an int32 define.
     """
     x, y = tensor_quant(graph.tensor(op.inputs[0])), tensor_quant(graph.tensor(op.outputs[0]))
     fine_scale = x.scale / (1 << HARD_SWISH_LEFT_SHIFT)
     output_multiplier, output_shift = quantize_multiplier(fine_scale / y.scale)
-    relu_multiplier, relu_shift = quantize_multiplier(fine_scale * (1 << 15) / 3)
+    relu_multiplier, relu_shift = _factor(fine_scale * (1 << 15) / 3, op)
     if output_shift > 0:
         raise InvalidModelError(
-            f"hard_swish '{op.source}': input scale {x.scale:g} is 128 times the output scale {y.scale:g} or more"
+            f"hard_swish '{op.source}': input scale {x.scale:g} must be below 128 times the output scale {y.scale:g}"
         )
     return HardSwishParams(
         x.zero_point,
@@ -306,8 +350,8 @@ def svdf_params(graph: Graph, op: Op) -> SvdfParams:
     y = tensor_quant(graph.tensor(op.outputs[0]))
     if state.zero_point:
         raise InvalidModelError(f"svdf '{op.source}': its state has zero point {state.zero_point} instead of 0")
-    to_state = quantize_multiplier(x.scale * feature.scale / state.scale)
-    to_output = quantize_multiplier(state.scale * time.scale / y.scale)
+    to_state = _factor(x.scale * feature.scale / state.scale, op)
+    to_output = _factor(state.scale * time.scale / y.scale, op)
     return SvdfParams(x.zero_point, *to_state, *to_output, y.zero_point)
 
 
@@ -328,8 +372,38 @@ def mean_params(graph: Graph, op: Op) -> MeanParams:
     """Return the constants of a mean op, folded as TFLite's QuantizedMeanOrSum folds them (integer division)."""
     x = graph.tensor(op.inputs[0])
     x_quant, y_quant = tensor_quant(x), tensor_quant(graph.tensor(op.outputs[0]))
-    multiplier, shift = quantize_multiplier(x_quant.scale / y_quant.scale)
+    multiplier, shift = _factor(x_quant.scale / y_quant.scale, op)
     count = int(np.prod([x.shape[axis] for axis in op.attrs["axes"]]))
     # The multiplier keeps 31 bits, and the total right shift stays within 31.
     extra = min(count.bit_length() - 1, 32, 31 + shift)
     return MeanParams((multiplier << extra) // count, shift - extra, x_quant.zero_point * count, y_quant.zero_point)
+
+
+_CONSTANTS: Mapping[str, Callable[[Graph, Op], object]] = MappingProxyType(
+    {
+        **dict.fromkeys(("conv_2d", "depthwise_conv_2d", "transpose_conv", "fully_connected"), requantization),
+        **dict.fromkeys(("add", "sub"), add_params),
+        **dict.fromkeys(("relu", "quantize"), rescale_params),
+        **dict.fromkeys(("logistic", "tanh"), sigmoid_params),
+        "mul": mul_params,
+        "prelu": prelu_params,
+        "leaky_relu": leaky_relu_params,
+        "hard_swish": hard_swish_params,
+        "svdf": svdf_params,
+        "softmax": softmax_params,
+        "mean": mean_params,
+        **dict.fromkeys(("average_pool_2d", "max_pool_2d"), pool_range),
+        "relu6": relu6_range,
+    }
+)
+
+
+def check_defined(graph: Graph, op: Op) -> None:
+    """Raise when TFLite Micro does not define an int8 op for the scales that it has (it crashes, or overflows).
+
+    Raises:
+        InvalidModelError: names the op, the scale and the limit.
+    """
+    constants = _CONSTANTS.get(op.kind)
+    if constants is not None and all(graph.tensor(name).dtype != "float32" for name in op.inputs if name):
+        constants(graph, op)

@@ -16,7 +16,7 @@ from tinykd.errors import InternalError, UnsupportedModelError
 from tinykd.export.reference import elementwise, moves, products, reductions
 from tinykd.export.reference.values import Kernel, Values, to_public
 from tinykd.export.windows import map_batches
-from tinykd.ir import DTYPES, Graph, Op, op_label
+from tinykd.ir import DTYPES, Graph, Op
 
 
 def run(
@@ -44,7 +44,7 @@ def run(
         dimension is not 1 keeps it: (N, *shape).
 
     Raises:
-        UnsupportedModelError: an op has no integer reference.
+        UnsupportedModelError: an op has no integer reference, or TFLite Micro does not define it for its scales.
         InternalError: the inputs do not fit the graph's.
     """
     samples = _samples(graph, x)
@@ -77,7 +77,7 @@ def run_op(graph: Graph, op: Op, values: Values) -> tuple[np.ndarray, ...]:
     """Return an op's outputs, given at least its input activations by name, all as (N, *shape of the tensor).
 
     Raises:
-        UnsupportedModelError: the op has no integer reference.
+        UnsupportedModelError: the op has no integer reference, or TFLite Micro does not define it for its scales.
     """
     kernel = KERNELS.get(op.kind)
     if kernel is None:
@@ -109,11 +109,7 @@ def _run_batch(graph: Graph, samples: Values, keep_all: bool, state: Values | No
     values = {**samples, **(state or {})}
     last_use = {name: readers[-1] for name, readers in graph.consumers().items()}
     for index, op in enumerate(graph.ops):
-        try:
-            results = run_op(graph, op, values)
-        except UnsupportedModelError as error:
-            raise UnsupportedModelError(f"{op_label(index, op)}: it has no integer reference") from error
-        values.update(zip(op.outputs, results, strict=True))
+        values.update(zip(op.outputs, run_op(graph, op, values), strict=True))
         if keep_all:
             continue
         for name in op.inputs:

@@ -6,8 +6,8 @@ import numpy as np
 
 from tinykd.export.reference.values import Values, feature_map, requantized
 from tinykd.export.windows import padded, window_counts, windows
-from tinykd.ir import Graph, Op, activation_range, mean_params, tensor_quant
-from tinykd.ir.requant import QMIN
+from tinykd.ir import Graph, Op, mean_params
+from tinykd.ir.requant import QMIN, pool_range
 
 
 def average_pool_2d(graph: Graph, op: Op, values: Values) -> np.ndarray:
@@ -19,14 +19,14 @@ def average_pool_2d(graph: Graph, op: Op, values: Values) -> np.ndarray:
     half = count // 2
     # C's division truncates towards zero.
     mean = np.where(acc > 0, (acc + half) // count, -((half - acc) // count))
-    return np.clip(mean, *_limits(graph, op)).astype(np.int8)[:, None]
+    return np.clip(mean, *pool_range(graph, op)).astype(np.int8)[:, None]
 
 
 def max_pool_2d(graph: Graph, op: Op, values: Values) -> np.ndarray:
     """Return (N, 1, outH, outW, C): the largest value that a window covers."""
     x = padded(feature_map(op, values), op.attrs["padding"], QMIN)
     largest = windows(x, op.attrs["kernel"], op, graph.tensor(op.outputs[0]).shape).max(axis=(3, 4))
-    return np.clip(largest, *_limits(graph, op)).astype(np.int8)[:, None]
+    return np.clip(largest, *pool_range(graph, op)).astype(np.int8)[:, None]
 
 
 def mean(graph: Graph, op: Op, values: Values) -> np.ndarray:
@@ -41,7 +41,3 @@ def mean(graph: Graph, op: Op, values: Values) -> np.ndarray:
 def arg_max(graph: Graph, op: Op, values: Values) -> np.ndarray:
     """Return the int32 index of the largest value along an axis, the first of equals."""
     return values[op.inputs[0]].argmax(axis=op.attrs["axis"] + 1).astype(np.int32)
-
-
-def _limits(graph: Graph, op: Op) -> tuple[int, int]:
-    return activation_range(tensor_quant(graph.tensor(op.outputs[0])), op.attrs["activation"])
