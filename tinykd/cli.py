@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "build": ("tinykd.commands.build", "Generate C and compile the firmware."),
     "flash": ("tinykd.commands.flash", "Write the firmware to a board."),
     "bench": ("tinykd.commands.bench", "Run the firmware on a board or emulator: outputs, instructions, latency."),
+    "show": ("tinykd.commands.show", "Show a model op by op: shapes, scales, MACs, bytes, and a drawing."),
     "verify": ("tinykd.commands.verify", "Check every activation against the oracle, bit for bit."),
     "report": ("tinykd.commands.report", "Write one HTML page that shows everything."),
     "list": ("tinykd.commands.list", "Show boards, models, methods, datasets or recipes."),
