@@ -1,5 +1,6 @@
 /* A model small enough to check by hand, behind the same interface as a generated one: 64 int8 in, 10 out, 3 ops.
  * Op 0 writes x[i] + 1 behind the input, op 1 adds neighbours through a helper function, op 2 keeps every sixth element.
+ * Its state counts inferences; op 2 leaves it in the last byte of the arena.
  * Compiled with TK_TEST_FAULT it does what a broken firmware might do when the first input byte asks for it. */
 #include "tk_board.h"
 #include "tk_model.h"
@@ -19,7 +20,15 @@ const tk_model_info_t tk_model_info = {
     .output_bytes = OUTPUT,
     .arena_bytes = sizeof arena,
     .num_ops = 3,
+    .state_bytes = sizeof(int8_t),
 };
+
+static int8_t state;
+
+void tk_model_reset_state(void)
+{
+    state = 0;
+}
 
 int8_t *tk_model_input(void)
 {
@@ -80,6 +89,7 @@ __attribute__((noinline)) void tk_op_002(void)
     for (int i = 0; i < OUTPUT; i++) {
         arena[192 + i] = (int8_t)((float)arena[128 + 6 * i] * scale);
     }
+    arena[255] = ++state;
 }
 
 void tk_model_run_op(uint32_t op)

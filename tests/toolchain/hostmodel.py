@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from tinykd.build import generate
-from tinykd.ir import Graph, MemoryPlan
+from tinykd.ir import DTYPES, Graph, MemoryPlan
 from tinykd.plan import plan_graph
 from tinykd.resources import find_resource
 
@@ -27,6 +27,7 @@ _MAIN = """
 int main(void)
 {
     while (fread(tk_model_input(), 1, tk_model_info.input_bytes, stdin) == tk_model_info.input_bytes) {
+        tk_model_reset_state();
         for (uint32_t op = 0; op < tk_model_info.num_ops; op++) {
             tk_model_run_op(op);
         }
@@ -56,27 +57,39 @@ class HostModel:
         self.library.tk_model_input.restype = ctypes.c_void_p
         self.library.tk_model_arena.restype = ctypes.c_void_p
 
+    def reset(self) -> None:
+        """Forget earlier inferences."""
+        self.library.tk_model_reset_state()
+
     def run(self, x: np.ndarray) -> dict[str, np.ndarray]:
-        """Run one inference; return every activation as it stood right after the op that made it."""
+        """Run one inference; return every activation as it stood right after the op that made it.
+
+        Ops that cost nothing on the device (their outputs lie where they belong) are part of it, too. A model with
+        memory remembers earlier inferences until `reset`.
+        """
         name = self.graph.inputs[0]
         data = np.ascontiguousarray(x, np.int8).reshape(-1)
         ctypes.memmove(self.library.tk_model_input(), data.ctypes.data, data.size)
         values = {name: data.reshape(self.graph.tensor(name).shape)}
-        for op in self.generated.ops:
-            self.library.tk_model_run_op(op.op)
-            output = self.graph.ops[op.graph_op].outputs[0]
-            values[output] = self._read(output)
+        numbers = {op.graph_op: op.op for op in self.generated.ops}
+        for index, op in enumerate(self.graph.ops):
+            if index in numbers:
+                self.library.tk_model_run_op(numbers[index])
+            values.update({output: self._read(output) for output in op.outputs})
         values[self.graph.outputs[0]] = self._read(self.graph.outputs[0])
         return values
 
     def _read(self, name: str) -> np.ndarray:
         tensor = self.graph.tensor(name)
         address = self.library.tk_model_arena() + self.plan.offset(name)
-        return np.frombuffer(ctypes.string_at(address, tensor.num_bytes), np.int8).reshape(tensor.shape)
+        return np.frombuffer(ctypes.string_at(address, tensor.num_bytes), DTYPES[tensor.dtype]).reshape(tensor.shape)
 
 
 def run_sanitized(graph: Graph, x: np.ndarray, folder: Path) -> np.ndarray:
-    """Return the model's outputs (N, elements), computed by a program under AddressSanitizer and UBSan."""
+    """Return the model's outputs (N, elements), computed by a program under AddressSanitizer and UBSan.
+
+    Each input stands for itself: a model with memory forgets in between.
+    """
     sources = _write_sources(generate(graph, plan_graph(graph), "00" * 32).files, folder)
     (folder / "main.c").write_text(_MAIN)
     program = folder / "model"
@@ -85,7 +98,7 @@ def run_sanitized(graph: Graph, x: np.ndarray, folder: Path) -> np.ndarray:
     _compile([*FLAGS, *sanitizers, *sources, str(folder / "main.c"), *objects, "-o", str(program)])
     done = subprocess.run([program], input=np.ascontiguousarray(x, np.int8).tobytes(), capture_output=True)
     assert done.returncode == 0, done.stderr.decode(errors="replace")[:2000]
-    return np.frombuffer(done.stdout, np.int8).reshape(len(x), -1)
+    return np.frombuffer(done.stdout, DTYPES[graph.tensor(graph.outputs[0]).dtype]).reshape(len(x), -1)
 
 
 def _compile(arguments: list[str]) -> None:

@@ -11,11 +11,12 @@ import numpy as np
 
 import tinykd
 from tinykd.errors import UnsupportedModelError
-from tinykd.ir import Graph, MemoryPlan, Op, op_label, op_macs
-from tinykd.kernels import Call, select
+from tinykd.ir import Graph, MemoryPlan, Op, op_macs
+from tinykd.ir.ops import BINARY
+from tinykd.kernels import Argument, Call, planned_calls, unique_arrays
 
 NAME_CHARACTERS = 31
-_C_TYPES = {"int8": "int8_t", "int32": "int32_t"}
+_C_TYPES = {"int8": "int8_t", "int16": "int16_t", "uint16": "uint16_t", "int32": "int32_t"}
 
 
 @dataclass(frozen=True)
@@ -24,9 +25,10 @@ class GeneratedOp:
 
     Attributes:
         op: its number in the sequence, NNN of `tk_op_NNN`.
-        graph_op: its index in the graph's ops (RESHAPEs generate nothing, so the numbers differ).
+        graph_op: its index in the graph's ops (ops whose outputs lie where they belong already generate nothing, so
+            the numbers differ).
         kind, source, macs: of the graph's op.
-        kernel: the C function that does the work.
+        kernel: the C function that does the work, in one call or several.
     """
 
     op: int
@@ -64,19 +66,16 @@ def generate(graph: Graph, plan: MemoryPlan, model_sha256: str) -> GeneratedMode
     """
     _check_edges(graph)
     ops: list[GeneratedOp] = []
-    calls: list[Call] = []
-    for index, op in enumerate(graph.ops):
-        if op.kind == "reshape":
-            _check_alias(graph, plan, op, index)
-            continue
-        call = select(graph, op, op_label(index, op))
-        calls.append(call)
-        ops.append(GeneratedOp(len(ops), index, op.kind, op.source, op_macs(graph, op), call.function))
-    constants = _constant_inputs(graph, calls)
+    calls: list[tuple[Call, ...]] = []
+    for index, (op, needed) in enumerate(zip(graph.ops, planned_calls(graph, plan), strict=True)):
+        if needed:
+            calls.append(needed)
+            ops.append(GeneratedOp(len(ops), index, op.kind, op.source, op_macs(graph, op), needed[0].function))
+    constants = _Constants(graph, calls)
     files = {
         "tk_model.c": _model_source(graph, plan, model_sha256, ops, calls, constants),
-        "tk_model_data.h": _data_header(model_sha256, calls, constants),
-        "tk_model_data.c": _data_source(model_sha256, calls, constants),
+        "tk_model_data.h": _data_header(model_sha256, constants),
+        "tk_model_data.c": _data_source(model_sha256, constants),
     }
     return GeneratedModel(files, tuple(ops))
 
@@ -87,33 +86,48 @@ def _check_edges(graph: Graph) -> None:
             f"model '{graph.name}' has {len(graph.inputs)} inputs and {len(graph.outputs)} outputs; "
             "the firmware takes one of each"
         )
-    for name in (*graph.inputs, *graph.outputs):
-        if graph.tensor(name).dtype != "int8":
+    for names, known in ((graph.inputs, ("int8",)), (graph.outputs, ("int8", "int32"))):
+        dtype = graph.tensor(names[0]).dtype
+        if dtype not in known:
             raise UnsupportedModelError(
-                f"model '{graph.name}': '{name}' is {graph.tensor(name).dtype}; the firmware takes int8",
-                "Export with int8 inputs and outputs.",
+                f"model '{graph.name}': '{names[0]}' is {dtype}; the firmware takes {' or '.join(known)} there",
+                "Export with int8 inputs and outputs; tinykd optimize moves float edges to the host.",
             )
 
 
-def _check_alias(graph: Graph, plan: MemoryPlan, op: Op, index: int) -> None:
-    """A RESHAPE generates no code, which is right only where the plan lets its output share the input's bytes."""
-    if plan.offset(op.inputs[0]) != plan.offset(op.outputs[0]):
-        raise UnsupportedModelError(
-            f"op {index} (reshape, {op.source or op.outputs[0]}): the memory plan puts '{op.outputs[0]}' at "
-            f"{plan.offset(op.outputs[0])}, not on its input at {plan.offset(op.inputs[0])}",
-            "Make the plan again with this version of tinykd.",
-        )
+class _Constants:
+    """The arrays of a model under their C names; equal ones stand there once.
+
+    Attributes:
+        arrays: C name -> values.
+    """
+
+    def __init__(self, graph: Graph, calls: list[tuple[Call, ...]]) -> None:
+        named = [
+            (_name(key, op, turn), data)
+            for op, row in enumerate(calls)
+            for turn, call in enumerate(row)
+            for key, data in call.arrays.items()
+        ]
+        self._operands: dict[str, str] = {}
+        for tensor in (graph.tensor(item.tensor) for row in calls for call in row for item in call.arguments):
+            if tensor.data is not None and tensor.name not in self._operands:
+                self._operands[tensor.name] = _name("constant", len(self._operands))
+                named.append((self._operands[tensor.name], tensor.data))
+        self.arrays, self._names = unique_arrays(named)
+
+    def array(self, key: str, op: int, turn: int) -> str:
+        """Return the C name of an array of a call."""
+        return self._names[_name(key, op, turn)]
+
+    def operand(self, tensor: str) -> str | None:
+        """Return the C name of a constant that is read as an activation (an operand of an ADD, say), else None."""
+        return self._names[self._operands[tensor]] if tensor in self._operands else None
 
 
-def _constant_inputs(graph: Graph, calls: list[Call]) -> dict[str, np.ndarray]:
-    """Return the constants that ops read as activations (the second operand of an ADD, say): tensor name -> values."""
-    found: dict[str, np.ndarray] = {}
-    for call in calls:
-        for name in call.inputs:
-            data = graph.tensor(name).data
-            if data is not None:
-                found[name] = data
-    return found
+def _name(key: str, op: int, turn: int = 0) -> str:
+    """Return the C name of what belongs to call number `turn` of an op."""
+    return f"tk_model_{key}_{op:03d}" + (f"_{turn}" if turn else "")
 
 
 def _banner(what: str, model_sha256: str) -> str:
@@ -124,28 +138,17 @@ def _banner(what: str, model_sha256: str) -> str:
     )
 
 
-def _array_name(op: int, key: str) -> str:
-    return f"tk_model_{key}_{op:03d}"
-
-
-def _arrays(calls: list[Call], constants: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    arrays = {_array_name(op, key): data for op, call in enumerate(calls) for key, data in call.arrays.items()}
-    for index, data in enumerate(constants.values()):
-        arrays[_array_name(index, "constant")] = data
-    return arrays
-
-
-def _data_header(model_sha256: str, calls: list[Call], constants: Mapping[str, np.ndarray]) -> str:
+def _data_header(model_sha256: str, constants: _Constants) -> str:
     lines = [_banner("Constants of the model, one array a line.", model_sha256)]
     lines += ["#ifndef TK_MODEL_DATA_H", "#define TK_MODEL_DATA_H", "", "#include <stdint.h>", ""]
-    for name, data in _arrays(calls, constants).items():
+    for name, data in constants.arrays.items():
         lines.append(f"extern const {_C_TYPES[data.dtype.name]} {name}[{data.size}];")
     return "\n".join([*lines, "", "#endif", ""])
 
 
-def _data_source(model_sha256: str, calls: list[Call], constants: Mapping[str, np.ndarray]) -> str:
+def _data_source(model_sha256: str, constants: _Constants) -> str:
     parts = [_banner("Constants of the model.", model_sha256), '#include "tk_model_data.h"\n']
-    for name, data in _arrays(calls, constants).items():
+    for name, data in constants.arrays.items():
         # Four-byte alignment lets a kernel load several weights at once.
         parts.append(
             f"const {_C_TYPES[data.dtype.name]} {name}[{data.size}] __attribute__((aligned(4))) = {{\n"
@@ -188,13 +191,15 @@ def _model_source(
     plan: MemoryPlan,
     model_sha256: str,
     ops: list[GeneratedOp],
-    calls: list[Call],
-    constants: Mapping[str, np.ndarray],
+    calls: list[tuple[Call, ...]],
+    constants: _Constants,
 ) -> str:
-    def pointer(name: str) -> str:
-        if name in constants:
-            return _array_name(list(constants).index(name), "constant")
-        return f"tk_arena + {plan.offset(name)}"
+    def pointer(argument: Argument) -> str:
+        operand = constants.operand(argument.tensor)
+        if operand is None:
+            return f"tk_arena + {plan.offset(argument.tensor) + argument.offset}"
+        cast = "" if graph.tensor(argument.tensor).dtype == "int8" else "(const int8_t *)"
+        return f"{cast}{operand}" + (f" + {argument.offset}" if argument.offset else "")
 
     digest = bytes.fromhex(model_sha256)
     if len(digest) != 32:
@@ -206,28 +211,26 @@ def _model_source(
             f"{plan.arena_bytes} B of activations.",
             model_sha256,
         ),
-        '#include "tk_model.h"\n\n#include "tk_board.h"\n#include "tk_kernels.h"\n#include "tk_model_data.h"\n',
+        '#include "tk_model.h"\n\n#include <string.h>\n\n'
+        '#include "tk_board.h"\n#include "tk_kernels.h"\n#include "tk_model_data.h"\n',
         "/* A section of its own, so that the map file tells its size. */\n"
         f"static int8_t tk_arena[{max(plan.arena_bytes, 1)}] "
         '__attribute__((aligned(16), section(".bss.tk_arena")));\n\n'
         f"uint32_t tk_model_op_cycles[{max(len(ops), 1)}];\n",
     ]
-    for op, call in zip(ops, calls, strict=True):
+    for op, row in zip(ops, calls, strict=True):
         graph_op = graph.ops[op.graph_op]
-        fields = "\n".join(
-            f"    .{name} = {_array_name(op.op, value) if isinstance(value, str) else _c_int(value)},"
-            for name, value in call.fields.items()
-        )
-        shapes = " + ".join(_shape(graph, name) for name in call.inputs)
-        arguments = ", ".join(pointer(name) for name in (*call.inputs, graph_op.outputs[0]))
+        read, written = (" + ".join(_shape(graph, name) for name in names if name) for names in _ends(graph_op))
         parts.append(
             f"/* Op {op.op}: {op.kind}, {_comment(op.source or graph_op.outputs[0])}\n"
-            f" * {shapes} -> {_shape(graph, graph_op.outputs[0])}, {op.macs} MACs (op {op.graph_op} of the graph) */\n"
-            f"static const {call.struct} tk_model_params_{op.op:03d} = {{\n{fields}\n}};\n\n"
-            f"static __attribute__((noinline, noclone)) void tk_op_{op.op:03d}(void)\n"
-            "{\n"
-            f"    {call.function}(&tk_model_params_{op.op:03d}, {arguments});\n"
-            "}\n"
+            f" * {read} -> {written}, {op.macs} MACs (op {op.graph_op} of the graph) */\n"
+            + "".join(_parameters(call, op.op, turn, constants) for turn, call in enumerate(row))
+            + f"static __attribute__((noinline, noclone)) void tk_op_{op.op:03d}(void)\n{{\n"
+            + "".join(
+                f"    {call.function}(&{_name('params', op.op, turn)}, {', '.join(map(pointer, call.arguments))});\n"
+                for turn, call in enumerate(row)
+            )
+            + "}\n"
         )
     cases = "".join(f"    case {op.op}: tk_op_{op.op:03d}(); break;\n" for op in ops)
     sha = "\n".join(
@@ -239,10 +242,13 @@ def _model_source(
         f"{{\n    switch (op) {{\n{cases}    default: break;\n    }}\n}}\n"
     )
     parts.append(
-        f"int8_t *tk_model_input(void)\n{{\n    return {pointer(graph.inputs[0])};\n}}\n\n"
-        f"const int8_t *tk_model_output(void)\n{{\n    return {pointer(graph.outputs[0])};\n}}\n\n"
+        f"int8_t *tk_model_input(void)\n{{\n    return {pointer(Argument(graph.inputs[0]))};\n}}\n\n"
+        f"const int8_t *tk_model_output(void)\n{{\n    return {pointer(Argument(graph.outputs[0]))};\n}}\n\n"
         "const int8_t *tk_model_arena(void)\n{\n    return tk_arena;\n}\n"
     )
+    variables = [graph.tensor(name) for name in graph.variables()]
+    zeros = "".join(f"    memset(tk_arena + {plan.offset(item.name)}, 0, {item.num_bytes});\n" for item in variables)
+    parts.append(f"void tk_model_reset_state(void)\n{{\n{zeros}}}\n")
     parts.append(
         "const tk_model_info_t tk_model_info = {\n"
         f"    .name = {_c_string(graph.name)},\n"
@@ -253,6 +259,24 @@ def _model_source(
         f"    .output_bytes = {graph.tensor(graph.outputs[0]).num_bytes},\n"
         f"    .arena_bytes = {plan.arena_bytes},\n"
         f"    .num_ops = {len(ops)},\n"
+        f"    .state_bytes = {sum(item.num_bytes for item in variables)},\n"
         "};\n"
     )
     return "\n".join(parts)
+
+
+def _ends(op: Op) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return what an op reads (without weights, which its first input's shape and its own tell) and what it writes."""
+    return (op.inputs if op.kind in (*BINARY, "concatenation") else op.inputs[:1]), op.outputs
+
+
+def _parameters(call: Call, op: int, turn: int, constants: _Constants) -> str:
+    """Return the definition of a call's parameter block."""
+
+    def value(item: int | str | tuple[int, ...]) -> str:
+        if isinstance(item, str):
+            return constants.array(item, op, turn)
+        return _c_int(item) if isinstance(item, int) else "{" + ", ".join(map(_c_int, item)) + "}"
+
+    fields = "\n".join(f"    .{name} = {value(item)}," for name, item in call.fields.items())
+    return f"static const {call.struct} {_name('params', op, turn)} = {{\n{fields}\n}};\n\n"

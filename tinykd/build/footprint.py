@@ -38,6 +38,7 @@ def measure(board: Board, folder: Path) -> dict[str, Any]:
         "data": sizes.data_bytes,
         "bss": sizes.bss_bytes - sizes.arena_bytes,
         "stack": base.stack_bytes_max,
+        "text_per_call": _text_per_call(board, folder),
         "kernels": {},
     }
     for function, make in sorted(_SAMPLES.items()):
@@ -59,6 +60,7 @@ def render(rows: Mapping[str, Mapping[str, Any]], compiler: str) -> str:
     lines = [
         "# What the parts of the firmware take, in bytes. Written by `python -m tinykd.build.footprint`; do not edit.",
         "# text, rodata, model (its constants), data, bss (without the arena), stack: of a firmware without ops.",
+        "# text_per_call: code of one more call of a kernel by the same op.",
         "# kernels: code and constants of each, once; code per op; size of an op's parameter block; the proven",
         "# stack of a firmware with such ops.",
         "",
@@ -102,14 +104,27 @@ def _build(board: Board, folder: Path, graph: Graph) -> tuple[BuildResult, Sizes
     return result, read_sizes(result.elf)
 
 
+def _text_per_call(board: Board, folder: Path) -> int:
+    """Measure what a join of `_MANY` more parts takes."""
+    sizes = {}
+    for parts in (2, 2 + _MANY):
+
+        def join(x: str, tensors: dict[str, Tensor], parts: int = parts) -> tuple[str, tuple[str, ...], dict[str, Any]]:
+            return "concatenation", (x,) * parts, {"axis": 3, "shape": (1, 8, 8, 8 * parts)}
+
+        sizes[parts] = _build(board, folder / f"join-{parts}", _chain(1, join))[1].text_bytes
+    return round((sizes[2 + _MANY] - sizes[2]) / _MANY)
+
+
 _Sample = Callable[[str, dict[str, Tensor]], tuple[str, tuple[str, ...], dict[str, Any]]]
 _QUANT = Quant.per_tensor(0.05, 3)
+_QUANT_0 = Quant.per_tensor(0.05, 0)
 _SHAPE = (1, 8, 8, 8)
 
 
 def _chain(count: int, make: _Sample | None) -> Graph:
-    """Return a model of `count` equal ops in a row; every activation is (1, 8, 8, 8)."""
-    tensors = {"x0": Tensor("x0", _SHAPE, "int8", _QUANT)}
+    """Return a model of `count` equal ops in a row; every activation is (1, 8, 8, 8), around an SVDF (1, 8)."""
+    tensors = {"x0": Tensor("x0", (1, 8) if make is _svdf else _SHAPE, "int8", _QUANT)}
     ops = []
     for index in range(count):
         assert make is not None
@@ -117,7 +132,7 @@ def _chain(count: int, make: _Sample | None) -> Graph:
         name = f"x{index + 1}"
         quant = Quant.per_tensor(1 / 256, -128) if kind == "softmax" else _QUANT
         shape = tuple(attrs.pop("shape", _SHAPE))
-        tensors[name] = Tensor(name, shape, "int8", quant)
+        tensors[name] = Tensor(name, shape, "int32" if kind == "arg_max" else "int8", quant)
         ops.append(Op(kind, inputs, (name,), attrs))
     return verify(Graph("sample", tensors, tuple(ops), ("x0",), (f"x{count}",)))
 
@@ -164,6 +179,42 @@ def _add(x: str, tensors: dict[str, Tensor]) -> tuple[str, tuple[str, ...], dict
     return "add", (x, x), {"activation": "none"}
 
 
+def _with_row(kind: str, **attrs: Any) -> _Sample:
+    """A binary op whose second operand is a constant row, one value a channel."""
+
+    def make(x: str, tensors: dict[str, Tensor]) -> tuple[str, tuple[str, ...], dict[str, Any]]:
+        name = f"r{len(tensors)}"
+        tensors[name] = Tensor(name, (8,), "int8", _QUANT, np.arange(8, dtype=np.int8))
+        return kind, (x, name), dict(attrs)
+
+    return make
+
+
+def _of_input(kind: str, **attrs: Any) -> _Sample:
+    """A unary op of the model's input, so that many of them are alike whatever their output is."""
+
+    def make(x: str, tensors: dict[str, Tensor]) -> tuple[str, tuple[str, ...], dict[str, Any]]:
+        return kind, ("x0",), dict(attrs)
+
+    return make
+
+
+def _transpose_conv(x: str, tensors: dict[str, Tensor]) -> tuple[str, tuple[str, ...], dict[str, Any]]:
+    constants = _constants(tensors, (8, 3, 3, 8), 8, 0)
+    return "transpose_conv", (x, *constants), {"stride": (1, 1), "padding": (1, 1, 1, 1), "activation": "none"}
+
+
+def _svdf(x: str, tensors: dict[str, Tensor]) -> tuple[str, tuple[str, ...], dict[str, Any]]:
+    """An SVDF of 8 units over the last one's outputs, or over a row of the input."""
+    index, width = len(tensors), tensors[x].shape[-1]
+    names = tuple(f"{part}{index}" for part in ("feature", "time", "bias", "state"))
+    tensors[names[0]] = Tensor(names[0], (8, width), "int8", _QUANT_0, np.ones((8, width), np.int8))
+    tensors[names[1]] = Tensor(names[1], (8, 4), "int16", _QUANT_0, np.ones((8, 4), np.int16))
+    tensors[names[2]] = Tensor(names[2], (8,), "int32", _QUANT_0, np.zeros(8, np.int32))
+    tensors[names[3]] = Tensor(names[3], (1, 32), "int16", _QUANT_0, variable=True)
+    return "svdf", (x, *names), {"rank": 1, "activation": "relu", "shape": (1, 8)}
+
+
 def _pool(kind: str) -> _Sample:
     def make(x: str, tensors: dict[str, Tensor]) -> tuple[str, tuple[str, ...], dict[str, Any]]:
         return kind, (x,), {"kernel": (3, 3), "stride": (1, 1), "padding": (1, 1, 1, 1), "activation": "none"}
@@ -196,6 +247,20 @@ _SAMPLES: Mapping[str, _Sample] = MappingProxyType(
         "tk_mean": _mean,
         "tk_pad": _pad,
         "tk_softmax": _softmax,
+        "tk_add_broadcast": _with_row("add", activation="none"),
+        "tk_sub": _with_row("sub", activation="none"),
+        "tk_mul": _with_row("mul", activation="none"),
+        "tk_maximum": _with_row("maximum"),
+        "tk_minimum": _with_row("minimum"),
+        "tk_prelu": _with_row("prelu"),
+        "tk_lookup": _of_input("relu6"),
+        "tk_copy": _of_input("transpose", perm=(0, 2, 1, 3)),
+        "tk_pad_nd": _of_input("pad", paddings=((0, 0), (0, 0), (0, 0), (0, 0)), value=5),
+        "tk_resize_nearest": _of_input("resize_nearest_neighbor", align_corners=False, half_pixel_centers=False),
+        "tk_transpose_conv": _transpose_conv,
+        "tk_mean_axes": _of_input("mean", axes=(3,), keep_dims=True, shape=(1, 8, 8, 1)),
+        "tk_arg_max": _of_input("arg_max", axis=3, shape=(1, 8, 8)),
+        "tk_svdf": _svdf,
     }
 )
 

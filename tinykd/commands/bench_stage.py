@@ -102,7 +102,7 @@ def ensure_bench(
     from tinykd.run.bench import run_bench
     from tinykd.run.session import Session
 
-    graph = target.graph()
+    graph = target.engine_graph()
     inputs = choose_inputs(target, graph.tensor(graph.inputs[0]).shape, options)
     with _opened(options, built.elf, board) as transport:
         reference, oracle = host_outputs(target, inputs.x)
@@ -223,7 +223,9 @@ def _opened(options: BenchOptions, elf: Path, board: Board) -> Iterator[Transpor
 
 
 def _write_arrays(path: Callable[[str], Path], outputs: np.ndarray, reference: np.ndarray, inputs: Inputs) -> None:
-    predictions = outputs.argmax(axis=1).astype(np.int64)
+    from tinykd.run.bench import predicted_classes
+
+    predictions = predicted_classes(outputs).astype(np.int64)
     arrays = {"outputs": outputs, "reference": reference, "predictions": predictions}
     if inputs.labels is not None:
         arrays["labels"] = inputs.labels

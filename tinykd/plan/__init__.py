@@ -17,12 +17,13 @@ def plan_graph(graph: Graph, alignment_bytes: int = ENGINE_ALIGNMENT_BYTES, *, a
     Args:
         graph: a verified graph.
         alignment_bytes: alignment of every offset; `ENGINE_ALIGNMENT_BYTES` or `TFLM_ALIGNMENT_BYTES`.
-        alias: whether a RESHAPE's output shares its input's bytes (our engine does; TFLite Micro copies).
+        alias: whether activations share bytes where an op only moves them (our engine; see `find_buffers`). TFLite
+            Micro copies, and finds a place for variables by itself: then the plan has none for them.
 
     Raises:
         InternalError: the checker found a fault in the plan: a bug of ours.
     """
-    buffers = find_buffers(graph, alias=alias)
+    buffers = find_buffers(graph, alignment_bytes, alias=alias)
     totals = live_bytes(buffers, len(graph.ops), alignment_bytes)
     lower_bound = max(totals)
     offsets = allocate(buffers, alignment_bytes, lower_bound)
@@ -32,18 +33,18 @@ def plan_graph(graph: Graph, alignment_bytes: int = ENGINE_ALIGNMENT_BYTES, *, a
     by_name = {
         name: Placement(
             tensor=name,
-            offset=offset,
+            offset=offset + inside,
             num_bytes=graph.tensor(name).num_bytes,
             first_op=buffer.first_op,
             last_op=buffer.last_op,
             alias_of=buffer.tensors[0] if name != buffer.tensors[0] else None,
         )
         for offset, buffer in zip(offsets, buffers, strict=True)
-        for name in buffer.tensors
+        for name, inside in zip(buffer.tensors, buffer.offsets, strict=True)
     }
     placements = tuple(by_name[name] for name in graph.tensors if name in by_name)
     plan = MemoryPlan(placements, arena, lower_bound, alignment_bytes, totals.index(lower_bound))
-    check(graph, plan)
+    check(graph, plan, variables=alias)
     return plan
 
 
@@ -53,5 +54,5 @@ def plan_for_tflm(graph: Graph) -> MemoryPlan:
 
 
 def tflm_offsets(plan: MemoryPlan) -> dict[str, int]:
-    """Return the offsets by activation name, as the `.tflite` writer stores them."""
+    """Return the offsets by activation name, as the `.tflite` writer stores them; variables have none."""
     return {item.tensor: item.offset for item in plan.placements}

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from tinykd.ir import Graph, MemoryPlan
-from tinykd.plan.liveness import find_buffers, live_bytes
+from tinykd.kernels import planned_calls
+from tinykd.plan.liveness import align
 
 _WIDTH = 40
 
 
-def rows(graph: Graph, plan: MemoryPlan, *, alias: bool = True) -> list[tuple[str, str, str, str]]:
-    """Return (op, kind, live bytes, bar) for each op that computes something; '<' marks the peak."""
-    totals = live_bytes(find_buffers(graph, alias=alias), len(graph.ops), plan.alignment_bytes)
+def rows(graph: Graph, plan: MemoryPlan) -> list[tuple[str, str, str, str]]:
+    """Return (op, kind, live bytes, bar) for each op that does something in our engine; '<' marks the peak."""
+    owners = [item for item in plan.placements if item.alias_of is None]
     scale = max(plan.arena_bytes, 1)
     result = []
-    for index, (op, total) in enumerate(zip(graph.ops, totals, strict=True)):
-        if alias and op.kind == "reshape":
+    for index, (op, calls) in enumerate(zip(graph.ops, planned_calls(graph, plan), strict=True)):
+        if not calls:
             continue
+        live = (item.num_bytes for item in owners if item.first_op <= index <= item.last_op)
+        total = sum(align(size, plan.alignment_bytes) for size in live)
         bar = "█" * max(1, round(total / scale * _WIDTH))
         mark = " ◀ peak" if index == plan.peak_op else ""
         result.append((str(index), op.kind, f"{total:,}", bar + mark))

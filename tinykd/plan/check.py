@@ -1,7 +1,9 @@
 """Proves a memory plan by running it: shares no code with the modules that make plans.
 
-The checker executes the graph on addresses instead of values. Every byte of the arena remembers which activation was
-last written there; an op may read an activation only while all of its bytes are still its own.
+The checker executes the graph on addresses instead of values. Every byte of every activation has a number: a byte
+that an op computes gets a new one, a byte that an op only moves keeps the one it has. The arena remembers the number
+that was last written to each of its bytes, and an op may read an activation only while all of its bytes are there, in
+order. So a piece that shares the bytes of a whole is right exactly when it lies where the whole has it.
 """
 
 from __future__ import annotations
@@ -9,77 +11,86 @@ from __future__ import annotations
 import numpy as np
 
 from tinykd.errors import InternalError
-from tinykd.ir import Graph, MemoryPlan
+from tinykd.ir import Graph, MemoryPlan, Op
 
 _NOBODY = -1
+_MOVING = ("concatenation", "reshape", "split", "strided_slice", "transpose")
 
 
-def check(graph: Graph, plan: MemoryPlan) -> int:
+def check(graph: Graph, plan: MemoryPlan, *, variables: bool = True) -> int:
     """Prove that `plan` is sound for `graph`.
 
+    Args:
+        variables: whether the plan places the variables too (our engine) or leaves them to the runtime (TFLite Micro).
+
     Returns:
-        the checker's own lower bound in bytes: what must be in memory during the fullest op.
+        the checker's own lower bound in bytes for the plan's choice of what shares bytes: what must be in memory during
+        the fullest op.
 
     Raises:
         InternalError: a missing, misaligned, out-of-range or overwritten activation, or a false claim of the plan.
     """
     where = {item.tensor: item for item in plan.placements}
-    activations = [*graph.inputs, *graph.variables(), *(name for op in graph.ops for name in op.outputs)]
-    number = {name: index for index, name in enumerate(activations)}
+    before = (*graph.inputs, *(graph.variables() if variables else ()))
+    activations = [*before, *(name for op in graph.ops for name in op.outputs)]
     if set(where) != set(activations) or len(plan.placements) != len(activations):
         raise InternalError(
             f"plan of '{graph.name}': it places {len(plan.placements)} of {len(activations)} activations"
         )
-    same_bytes: dict[str, str] = {}
-    for op in graph.ops:
-        name = op.outputs[0]
-        if where[name].alias_of is not None:
-            if op.kind != "reshape" or where[name].offset != where[op.inputs[0]].offset:
-                raise InternalError(f"plan of '{graph.name}': '{name}' may not share the bytes of another activation")
-            same_bytes[name] = same_bytes.get(op.inputs[0], op.inputs[0])
     for name in activations:
-        size = _size(graph, name)
-        start = where[name].offset
-        if start % plan.alignment_bytes:
-            raise InternalError(
-                f"plan of '{graph.name}': '{name}' at {start} is not aligned to {plan.alignment_bytes} B"
-            )
-        if start < 0 or start + size > plan.arena_bytes or where[name].num_bytes != size:
-            raise InternalError(
-                f"plan of '{graph.name}': '{name}' ({size} B at {start}) leaves the arena of {plan.arena_bytes} B"
-            )
+        _check_place(graph, plan, name)
 
-    owner = np.full(plan.arena_bytes, _NOBODY, np.int32)
+    numbers: dict[str, np.ndarray] = {}
+    thieves = np.full(plan.arena_bytes, "", object)
+    arena = np.full(plan.arena_bytes, _NOBODY, np.int64)
 
-    def bytes_of(name: str) -> np.ndarray:
-        return owner[where[name].offset : where[name].offset + _size(graph, name)]
+    def piece(name: str) -> slice:
+        return slice(where[name].offset, where[name].offset + graph.tensor(name).num_bytes)
 
-    def identity(name: str) -> int:
-        return number[same_bytes.get(name, name)]
+    def write(name: str) -> None:
+        changed = arena[piece(name)] != numbers[name].reshape(-1)
+        arena[piece(name)] = numbers[name].reshape(-1)
+        thieves[piece(name)][changed] = name
 
     def read(name: str, reader: str) -> None:
-        if not (bytes_of(name) == identity(name)).all():
-            thief = activations[int(bytes_of(name)[bytes_of(name) != identity(name)][0])]
-            raise InternalError(f"plan of '{graph.name}': {reader} reads '{name}', which '{thief}' has overwritten")
+        wrong = np.flatnonzero(arena[piece(name)] != numbers[name].reshape(-1))
+        if len(wrong):
+            thief = thieves[piece(name)][wrong[0]]
+            by = f"which '{thief}' has overwritten" if thief else "which nobody has written"
+            raise InternalError(f"plan of '{graph.name}': {reader} reads '{name}', {by}")
 
-    for name in (*graph.inputs, *graph.variables()):
-        bytes_of(name)[:] = identity(name)
-    needed_peak = 0
+    count = 0
+
+    def new(name: str) -> np.ndarray:
+        nonlocal count
+        tensor = graph.tensor(name)
+        size = tensor.num_bytes
+        count += size
+        return np.arange(count - size, count).reshape(*tensor.shape, size // tensor.num_elements)
+
+    for name in before:
+        numbers[name] = new(name)
+        write(name)
     for index, op in enumerate(graph.ops):
-        operands = [name for name in op.inputs if name in number]
+        operands = [name for name in op.inputs if name in where]
         label = f"op {index} ({op.kind}, {op.source})"
         for name in operands:
             read(name, label)
-        for name in op.outputs:
-            bytes_of(name)[:] = identity(name)
-        # The op reads while it writes: its operands must have survived its own output.
-        for name in operands:
+        for name in op.inputs if op.kind in _MOVING else ():
+            if name not in where:
+                numbers[name] = new(name)
+        moved = _moved(graph, op, numbers)
+        for position, name in enumerate(op.outputs):
+            numbers[name] = new(name) if moved is None else moved[position]
+            write(name)
+        # The op reads while it writes: its operands must have survived its own outputs.
+        for name in (*operands, *op.outputs):
             read(name, label)
-        needed_peak = max(needed_peak, _needed(graph, index, same_bytes, plan.alignment_bytes))
     for name in graph.outputs:
         read(name, "the caller")
-    for name in graph.variables():
+    for name in graph.variables() if variables else ():
         read(name, "the next inference")
+    needed_peak = _needed(graph, plan, activations)
     if plan.lower_bound_bytes > needed_peak:
         raise InternalError(
             f"plan of '{graph.name}' claims a lower bound of {plan.lower_bound_bytes} B; "
@@ -88,14 +99,59 @@ def check(graph: Graph, plan: MemoryPlan) -> int:
     return needed_peak
 
 
-def _size(graph: Graph, name: str) -> int:
-    return graph.tensor(name).num_bytes
+def _check_place(graph: Graph, plan: MemoryPlan, name: str) -> None:
+    where = {item.tensor: item for item in plan.placements}
+    size, start = graph.tensor(name).num_bytes, where[name].offset
+    if start % plan.alignment_bytes:
+        raise InternalError(f"plan of '{graph.name}': '{name}' at {start} is not aligned to {plan.alignment_bytes} B")
+    if start < 0 or start + size > plan.arena_bytes or where[name].num_bytes != size:
+        raise InternalError(
+            f"plan of '{graph.name}': '{name}' ({size} B at {start}) leaves the arena of {plan.arena_bytes} B"
+        )
+    owner = where[name].alias_of
+    if owner is None:
+        return
+    if owner not in where or where[owner].alias_of is not None:
+        raise InternalError(f"plan of '{graph.name}': '{name}' claims bytes of '{owner}', which has none of its own")
+    if not where[owner].offset <= start or start + size > where[owner].offset + graph.tensor(owner).num_bytes:
+        raise InternalError(f"plan of '{graph.name}': '{name}' is no part of '{owner}', whose bytes it claims to share")
 
 
-def _needed(graph: Graph, index: int, same_bytes: dict[str, str], alignment: int) -> int:
-    """Return the bytes that no plan can do without while op `index` runs."""
-    written_before = {*graph.inputs, *graph.variables(), *(name for op in graph.ops[:index] for name in op.outputs)}
-    read_from_now = {name for op in graph.ops[index:] for name in op.inputs} | {*graph.outputs, *graph.variables()}
-    needed = (written_before & read_from_now) | set(graph.ops[index].outputs)
-    distinct = {same_bytes.get(name, name) for name in needed}
-    return sum(-(-_size(graph, name) // alignment) * alignment for name in distinct)
+def _moved(graph: Graph, op: Op, numbers: dict[str, np.ndarray]) -> list[np.ndarray] | None:
+    """Return the byte numbers of the outputs of an op that only moves bytes, None for an op that computes."""
+    if op.kind == "concatenation":
+        return [np.concatenate([numbers[name] for name in op.inputs], op.attrs["axis"])]
+    if op.kind not in _MOVING:
+        return None
+    x = numbers[op.inputs[0]]
+    if op.kind == "reshape":
+        return [x.reshape(*graph.tensor(op.outputs[0]).shape, x.shape[-1])]
+    if op.kind == "split":
+        ends = np.cumsum([graph.tensor(name).shape[op.attrs["axis"]] for name in op.outputs])
+        return np.split(x, ends[:-1], op.attrs["axis"])
+    if op.kind == "transpose":
+        return [x.transpose(*op.attrs["perm"], len(op.attrs["perm"]))]
+    bounds = zip(op.attrs["begin"], op.attrs["end"], op.attrs["strides"], strict=True)
+    cut = x[tuple(slice(first, None if last < 0 else last, step) for first, last, step in bounds)]
+    return [cut.reshape(*graph.tensor(op.outputs[0]).shape, x.shape[-1])]
+
+
+def _needed(graph: Graph, plan: MemoryPlan, activations: list[str]) -> int:
+    """Return the bytes that no plan can do without in which the same activations share bytes."""
+    written = {name: index for index, op in enumerate(graph.ops) for name in op.outputs}
+    spans: dict[str, tuple[int, int]] = {}
+    size: dict[str, int] = {}
+    for item in plan.placements:
+        name, owner = item.tensor, item.alias_of or item.tensor
+        uses = [index for index, op in enumerate(graph.ops) if name in op.inputs]
+        if name in graph.outputs or graph.tensor(name).variable:
+            uses.append(len(graph.ops) - 1)
+        first = written.get(name, -1)
+        last = max([first, *uses])
+        known = spans.get(owner, (first, last))
+        spans[owner] = (min(known[0], first), max(known[1], last))
+        size[owner] = -(-graph.tensor(owner).num_bytes // plan.alignment_bytes) * plan.alignment_bytes
+    return max(
+        sum(size[owner] for owner, (first, last) in spans.items() if first <= index <= last)
+        for index in range(max(len(graph.ops), 1))
+    )

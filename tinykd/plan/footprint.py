@@ -10,10 +10,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tinykd.board import Board
 from tinykd.errors import ConfigError
-from tinykd.ir import Graph, MemoryPlan, op_label
-from tinykd.kernels import select
+from tinykd.ir import Graph, MemoryPlan
+from tinykd.kernels import planned_calls, unique_arrays
 from tinykd.toml import tomllib
 
 CYCLE_COUNTER_BYTES = 4
@@ -45,23 +47,26 @@ def predict(graph: Graph, board: Board, plan: MemoryPlan) -> dict[str, int]:
     row = table[board.core]
     text, rodata, model, stack = row["text"], row["rodata"], row["model"], row["stack"]
     used: set[str] = set()
-    constants: dict[str, int] = {}
     num_ops = 0
-    for index, op in enumerate(graph.ops):
-        if op.kind == "reshape":
+    arrays: list[tuple[str, np.ndarray]] = []
+    for index, calls in enumerate(planned_calls(graph, plan)):
+        if not calls:
             continue
         num_ops += 1
-        call = select(graph, op, op_label(index, op))
-        facts = row["kernels"][call.function]
-        text += facts["text_per_op"]
-        model += _aligned(facts["params"]) + sum(_aligned(array.nbytes) for array in call.arrays.values())
-        constants.update({name: graph.tensor(name).num_bytes for name in call.inputs if graph.tensor(name).is_constant})
+        facts = row["kernels"][calls[0].function]
+        text += facts["text_per_op"] + row["text_per_call"] * (len(calls) - 1)
+        model += _aligned(facts["params"]) * len(calls)
         stack = max(stack, facts["stack"])
-        if call.function not in used:
-            used.add(call.function)
+        for call in calls:
+            arrays += [(f"{index} {key}", array) for key, array in call.arrays.items()]
+            for tensor in (graph.tensor(argument.tensor) for argument in call.arguments):
+                if tensor.data is not None:
+                    arrays.append((tensor.name, tensor.data))
+        if calls[0].function not in used:
+            used.add(calls[0].function)
             text += facts["text"]
             rodata += facts["rodata"]
-    model += sum(_aligned(size) for size in constants.values())
+    model += sum(_aligned(array.nbytes) for array in unique_arrays(arrays)[0].values())
     # The table's bss holds the cycle counter of one op, which a model without ops has too.
     bss = row["bss"] + plan.arena_bytes + CYCLE_COUNTER_BYTES * max(num_ops - 1, 0)
     static = row["data"] + bss

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tinykd.ir import Graph
+from tinykd.plan.views import Group, find_groups, optional_ops
 
 BEFORE_FIRST_OP = -1
 
@@ -14,49 +15,62 @@ class Buffer:
     """One piece of the arena to place.
 
     Attributes:
-        tensors: the activations that share it; the first one owns it, the others are aliases.
+        tensors: the activations that share it; the first one fills it, the others are aliases of it or of parts of it.
         num_bytes: its size without alignment.
         first_op, last_op: live range, both ends included; `BEFORE_FIRST_OP` for what is there
             before: the graph's inputs, and its variables, which stay for good.
+        offsets: bytes from its start to each of `tensors`.
     """
 
     tensors: tuple[str, ...]
     num_bytes: int
     first_op: int
     last_op: int
+    offsets: tuple[int, ...] = (0,)
 
     def overlaps(self, other: Buffer) -> bool:
         """Whether both must be in memory at some moment."""
         return self.first_op <= other.last_op and other.first_op <= self.last_op
 
 
-def find_buffers(graph: Graph, *, alias: bool) -> list[Buffer]:
+def find_buffers(graph: Graph, alignment_bytes: int, *, alias: bool) -> list[Buffer]:
     """Return the buffers of a graph in the order in which they come to life.
 
     Args:
         graph: a verified graph.
-        alias: let the output of a RESHAPE share its input's buffer (our engine); TFLite Micro copies instead.
+        alignment_bytes: of every offset.
+        alias: let activations share bytes wherever an op only moves them (our engine), unless sharing raises the peak.
+            False: nothing is shared, and variables have no place, as TFLite Micro needs it: it copies, and keeps
+            variables in a part of the arena that no plan reaches.
     """
-    owner: dict[str, str] = {}
-    for op in graph.ops:
-        if alias and op.kind == "reshape":
-            owner[op.outputs[0]] = owner.get(op.inputs[0], op.inputs[0])
-    producers, consumers = graph.producers(), graph.consumers()
-    members: dict[str, list[str]] = {}
-    variables = graph.variables()
-    activations = [*graph.inputs, *variables, *(name for op in graph.ops for name in op.outputs)]
-    for name in activations:
-        members.setdefault(owner.get(name, name), []).append(name)
+    if not alias:
+        names = (*graph.inputs, *(name for op in graph.ops for name in op.outputs))
+        return _buffers(graph, {name: Group({name: 0}, graph.tensor(name).num_bytes) for name in names})
+
+    def peak(candidate: list[Buffer]) -> int:
+        return max(live_bytes(candidate, len(graph.ops), alignment_bytes))
+
+    without: frozenset[int] = frozenset()
+    best = _buffers(graph, find_groups(graph, alignment_bytes, without))
+    for index in optional_ops(graph):
+        candidate = _buffers(graph, find_groups(graph, alignment_bytes, without | {index}))
+        if peak(candidate) < peak(best):
+            without, best = without | {index}, candidate
+    return best
+
+
+def _buffers(graph: Graph, groups: dict[str, Group]) -> list[Buffer]:
+    producers, consumers, variables = graph.producers(), graph.consumers(), graph.variables()
+    order = {name: position for position, name in enumerate(groups)}
     buffers = []
-    for names in members.values():
-        first = min(producers.get(name, BEFORE_FIRST_OP) for name in names)
-        last = first
-        for name in names:
-            last = max([last, producers.get(name, BEFORE_FIRST_OP), *consumers.get(name, [])])
-            if name in graph.outputs or name in variables:
-                last = len(graph.ops) - 1
-        size = max(graph.tensor(name).num_bytes for name in names)
-        buffers.append(Buffer(tuple(names), size, first, last))
+    for group in {id(group): group for group in groups.values()}.values():
+        names = sorted(group.offsets, key=lambda name: (graph.tensor(name).num_bytes != group.num_bytes, order[name]))
+        written = [producers.get(name, BEFORE_FIRST_OP) for name in names]
+        last = max([*written, *(op for name in names for op in consumers.get(name, []))])
+        if any(name in graph.outputs or name in variables for name in names):
+            last = len(graph.ops) - 1
+        offsets = tuple(group.offsets[name] for name in names)
+        buffers.append(Buffer(tuple(names), group.num_bytes, min(written), last, offsets))
     return buffers
 
 

@@ -18,6 +18,7 @@ from tinykd.run.session import Session
 from tinykd.run.transport.base import InstructionCounts
 
 Int8 = npt.NDArray[np.int8]
+Outputs = npt.NDArray[np.int8] | npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,11 @@ class Bench:
 
     Attributes:
         result: the JSON object of `tinykd bench`.
-        outputs: int8 (samples, output_bytes), of the device.
+        outputs: int8 or int32 (samples, elements), of the device.
     """
 
     result: dict[str, Any]
-    outputs: Int8
+    outputs: Outputs
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def run_bench(
     model_sha256: str,
     ops: Sequence[Mapping[str, Any]],
     inputs: Int8,
-    reference: Int8,
+    reference: Outputs,
     labels: npt.NDArray[np.int64] | None = None,
     profile_samples: int = 3,
     on_sample: Callable[[int], None] = lambda done: None,
@@ -61,7 +62,8 @@ def run_bench(
         model_sha256: the model that must answer.
         ops: the generated sequence: mappings with `op` (0, 1, ..), `kind`, `source` and `macs`.
         inputs: (samples, input_bytes), at least one sample.
-        reference: (samples, output_bytes), what the host computed.
+        reference: (samples, elements), what the host computed; the device's bytes are read as its dtype. Each sample
+            stands for itself: a device whose model has memory forgets before each.
         labels: (samples,), or None when there are no right answers.
         profile_samples: for how many samples, the first ones, each op is measured.
         on_sample: called after each sample with the number done.
@@ -85,14 +87,14 @@ def run_bench(
         counter = session.transport.counter if profiled else None
         if counter is not None:
             counter.start()
-        raw, invoked = session.infer(data, info.output_bytes)
+        raw, invoked = session.infer(data, info.output_bytes, fresh=info.state_bytes > 0)
         if counter is not None:
             profiles.append(_cost(counter.stop(), len(ops)))
         elif session.transport.counter_unit == "cycles":
             cycles.append(invoked.cycles)
             if profiled:
                 profiles.append(_Cost(invoked.cycles, tuple(session.profile(info.num_ops))))
-        outputs[index] = np.frombuffer(raw, np.int8)
+        outputs[index] = np.frombuffer(raw, outputs.dtype.newbyteorder("<"))
         on_sample(index + 1)
     if cycles and not any(cycles):
         raise DeviceError(
@@ -119,9 +121,9 @@ def run_bench(
     return Bench(result, outputs)
 
 
-def _check_sizes(info: Info, inputs: Int8, reference: Int8, num_ops: int, session: Session) -> None:
+def _check_sizes(info: Info, inputs: Int8, reference: Outputs, num_ops: int, session: Session) -> None:
     found = (info.input_bytes, info.output_bytes, info.num_ops)
-    wanted = (inputs.shape[1], reference.shape[1], num_ops)
+    wanted = (inputs.shape[1], reference.shape[1] * reference.itemsize, num_ops)
     if found != wanted:
         raise DeviceError(
             f"{session.transport.name}: the firmware has {found[0]} B of input, {found[1]} B of output and {found[2]} "
@@ -136,8 +138,15 @@ def _cost(counts: InstructionCounts, num_ops: int) -> _Cost:
     return _Cost(counts.total, counts.per_op)
 
 
-def _compare(outputs: Int8, reference: Int8, labels: npt.NDArray[np.int64] | None) -> dict[str, Any]:
-    predicted, expected = outputs.argmax(axis=1), reference.argmax(axis=1)
+def predicted_classes(outputs: Outputs) -> npt.NDArray[np.int64]:
+    """Return the class (samples,) that each output names: its largest element, or what a model's own ARG_MAX says."""
+    if outputs.dtype == np.int32 and outputs.shape[1] == 1:
+        return outputs[:, 0].astype(np.int64)
+    return outputs.argmax(axis=1)
+
+
+def _compare(outputs: Outputs, reference: Outputs, labels: npt.NDArray[np.int64] | None) -> dict[str, Any]:
+    predicted, expected = predicted_classes(outputs), predicted_classes(reference)
     differs = np.argwhere(outputs != reference)
     first = None
     if len(differs):

@@ -33,6 +33,7 @@ class Type(IntEnum):
     ACTIVATION = 0x07
     ECHO = 0x08
     RESET = 0x09
+    FORGET = 0x0A
     READY = 0xC0
     ERROR = 0xFF
 
@@ -212,21 +213,25 @@ class Info:
     discarded_bytes: int
     model: str
     firmware_version: str
+    state_bytes: int = 0
 
     def pack(self) -> bytes:
         """Return the payload."""
         numbers = (self.input_bytes, self.output_bytes, self.arena_bytes, self.num_ops, self.clock_hz)
         head = self._LAYOUT.pack(*numbers, self.inferences, self.discarded_bytes)
-        return head + pack_str(self.model) + pack_str(self.firmware_version)
+        return head + pack_str(self.model) + pack_str(self.firmware_version) + pack_u32(self.state_bytes)
 
     @classmethod
     def unpack(cls, payload: bytes) -> Info:
-        """Read a payload; PayloadError when it is too short."""
+        """Read a payload; PayloadError when it is too short. Firmware older than FORGET sends no state_bytes."""
         numbers = _unpack(cls._LAYOUT, payload, exact=False)
         model, offset = _unpack_str(payload, cls._LAYOUT.size)
-        version, _ = _unpack_str(payload, offset)
+        version, offset = _unpack_str(payload, offset)
+        state_bytes = _unpack(_U32, payload[offset:], exact=False)[0] if offset < len(payload) else 0
         names = ("input_bytes", "output_bytes", "arena_bytes", "num_ops", "clock_hz", "inferences", "discarded_bytes")
-        return cls(**dict(zip(names, numbers, strict=True)), model=model, firmware_version=version)  # type: ignore[arg-type]
+        return cls(
+            **dict(zip(names, numbers, strict=True)), model=model, firmware_version=version, state_bytes=state_bytes
+        )  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

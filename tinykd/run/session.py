@@ -164,18 +164,26 @@ class Session:
             self._must(Type.RESET, b"", 0)
         return self.hello()
 
-    def infer(self, data: bytes, output_bytes: int) -> tuple[bytes, Invoked]:
+    def forget(self) -> None:
+        """Put a model with memory back to before its first inference; input and result are gone, too."""
+        self._must(Type.FORGET, b"", 0)
+
+    def infer(self, data: bytes, output_bytes: int, *, fresh: bool = False) -> tuple[bytes, Invoked]:
         """Run one whole inference; a device that restarts meanwhile is given the input again.
 
         Args:
             data: `input_bytes` int8 values.
             output_bytes: INFO's.
+            fresh: forget earlier inferences first. Needed where INFO's `state_bytes` is not 0 and the inputs are
+                independent; a restart forgets in any case.
 
         Returns:
-            `output_bytes` int8 values, and INVOKE's answer.
+            the `output_bytes` bytes of the output, and INVOKE's answer.
         """
         for left in range(self._restarts, -1, -1):
             try:
+                if fresh:
+                    self.forget()
                 self.load(data)
                 invoked = self.invoke()
                 return self.result(output_bytes), invoked

@@ -22,6 +22,7 @@ class FakeDevice:
         model: from `input_bytes` bytes to `output_bytes` bytes.
         input_bytes, output_bytes: the model's sizes.
         op_cycles: cycles that each op pretends to take; its length is the number of ops.
+        forget: called when the device forgets earlier inferences; None for a model without state.
         max_payload: bytes of payload it takes and sends.
         model_sha256, board, engine: its identity.
 
@@ -36,6 +37,7 @@ class FakeDevice:
         output_bytes: int,
         *,
         op_cycles: tuple[int, ...] = (100, 200),
+        forget: Callable[[], None] | None = None,
         max_payload: int = 1024,
         model_sha256: str = "00" * 32,
         board: str = "fake",
@@ -48,6 +50,7 @@ class FakeDevice:
         self._input_bytes = input_bytes
         self._output_bytes = output_bytes
         self._op_cycles = op_cycles
+        self._forget_model = forget
         self._clock_hz = clock_hz
         self._out = bytearray()
         self.boot()
@@ -112,6 +115,7 @@ class FakeDevice:
             Type.ACTIVATION: self._activation,
             Type.ECHO: lambda payload: payload,
             Type.RESET: _nothing,
+            Type.FORGET: self._forget,
         }
         if request.type not in handlers:
             raise _RefusedError(ErrorCode.UNKNOWN_TYPE, request.type)
@@ -120,14 +124,21 @@ class FakeDevice:
     def _hello(self, payload: bytes) -> bytes:
         nonce = protocol.unpack_u32(payload)
         self._in_session = True
-        self._loaded, self._next_op, self._output = 0, NO_OP, None
+        self._forget(b"")
         fields = {**self.identity.__dict__, "nonce": nonce}
         return Identity(**fields).pack()
 
+    def _forget(self, payload: bytes) -> bytes:
+        self._loaded, self._next_op, self._output = 0, NO_OP, None
+        if self._forget_model is not None:
+            self._forget_model()
+        return _nothing(payload)
+
     def _info(self, payload: bytes) -> bytes:
         _nothing(payload)
+        state = 1 if self._forget_model else 0
         sizes = (self._input_bytes, self._output_bytes, self._input_bytes, len(self._op_cycles), self._clock_hz)
-        return Info(*sizes, self._inferences, self._decoder.discarded_bytes & 0xFFFF_FFFF, "fake", "0").pack()
+        return Info(*sizes, self._inferences, self._decoder.discarded_bytes & 0xFFFF_FFFF, "fake", "0", state).pack()
 
     def _load(self, payload: bytes) -> bytes:
         offset, data = protocol.unpack_load(payload)

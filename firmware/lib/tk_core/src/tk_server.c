@@ -27,6 +27,7 @@ enum {
     TYPE_ACTIVATION = 0x07,
     TYPE_ECHO = 0x08,
     TYPE_RESET = 0x09,
+    TYPE_FORGET = 0x0A,
     TYPE_ANSWER = 0x80,
     TYPE_READY = 0xC0,
     TYPE_ERROR = 0xFF,
@@ -105,15 +106,22 @@ static size_t put_identity(uint32_t nonce)
     return put_str(put_str(40, tk_model_info.board), tk_model_info.engine);
 }
 
+/* Back to before the first inference, as far as the next one can tell. */
+static void forget(void)
+{
+    has_result = false;
+    loaded_bytes = 0;
+    next_op = NO_OP;
+    tk_model_reset_state();
+}
+
 static outcome_t hello(const tk_frame_t *request)
 {
     if (request->payload_bytes != 4U) {
         return fail(ERROR_BAD_LENGTH, request->payload_bytes);
     }
     in_session = true;
-    has_result = false;
-    loaded_bytes = 0;
-    next_op = NO_OP;
+    forget();
     return done(put_identity(tk_get_u32(request->payload)));
 }
 
@@ -129,7 +137,9 @@ static outcome_t info(const tk_frame_t *request)
     tk_put_u32(payload + 16, (uint32_t)TK_CLOCK_HZ);
     tk_put_u32(payload + 20, inferences);
     tk_put_u32(payload + 24, decoder.discarded);
-    return done(put_str(put_str(28, tk_model_info.name), FIRMWARE_VERSION));
+    const size_t end = put_str(put_str(28, tk_model_info.name), FIRMWARE_VERSION);
+    tk_put_u32(payload + end, tk_model_info.state_bytes);
+    return done(end + 4U);
 }
 
 static outcome_t load(const tk_frame_t *request)
@@ -296,6 +306,12 @@ static outcome_t run(const tk_frame_t *request)
         return echo(request);
     case TYPE_RESET:
         return request->payload_bytes == 0U ? done(0) : fail(ERROR_BAD_LENGTH, request->payload_bytes);
+    case TYPE_FORGET:
+        if (request->payload_bytes != 0U) {
+            return fail(ERROR_BAD_LENGTH, request->payload_bytes);
+        }
+        forget();
+        return done(0);
     default:
         return fail(ERROR_UNKNOWN_TYPE, request->type);
     }

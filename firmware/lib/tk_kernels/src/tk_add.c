@@ -1,12 +1,24 @@
+#include "tk_add_core.h"
+#include "tk_broadcast.h"
 #include "tk_kernels.h"
-#include "tk_requantize.h"
 
 void tk_add(const tk_add_t *p, const int8_t *a, const int8_t *b, int8_t *y)
 {
     for (int32_t i = 0; i < p->count; i++) {
-        const int32_t first = (a[i] - p->a_zero) * (1 << TK_ADD_LEFT_SHIFT);
-        const int32_t second = (b[i] - p->b_zero) * (1 << TK_ADD_LEFT_SHIFT);
-        const int32_t sum = tk_requantize(first, p->a_multiplier, p->a_shift) + tk_requantize(second, p->b_multiplier, p->b_shift);
-        y[i] = tk_clamp(tk_requantize(sum, p->out_multiplier, p->out_shift) + p->out_zero, p->out_min, p->out_max);
+        y[i] = tk_add_output(p, tk_add_first(p, a[i]) + tk_add_second(p, b[i]));
+    }
+}
+
+void tk_add_broadcast(const tk_add_broadcast_t *p, const int8_t *a, const int8_t *b, int8_t *y)
+{
+    const tk_broadcast_t *shape = &p->shape;
+    for (int32_t row = 0; row < tk_broadcast_rows(shape); row++) {
+        const int8_t *first = a + tk_broadcast_start(shape, shape->a_step, row);
+        const int8_t *second = b + tk_broadcast_start(shape, shape->b_step, row);
+        for (int32_t i = 0; i < shape->size[TK_BROADCAST_LAST]; i++) {
+            *y++ = tk_add_output(&p->core, tk_add_first(&p->core, *first) + tk_add_second(&p->core, *second));
+            first += shape->a_step[TK_BROADCAST_LAST];
+            second += shape->b_step[TK_BROADCAST_LAST];
+        }
     }
 }

@@ -1,0 +1,26 @@
+#include "tk_broadcast.h"
+#include "tk_kernels.h"
+#include "tk_requantize.h"
+
+static int8_t prelu(const tk_prelu_t *p, int32_t a, int32_t b)
+{
+    const int32_t value = a - p->a_zero;
+    const int32_t scaled = value >= 0
+                               ? tk_requantize(value, p->positive_multiplier, p->positive_shift)
+                               : tk_requantize(value * (b - p->b_zero), p->negative_multiplier, p->negative_shift);
+    return tk_clamp(scaled + p->out_zero, INT8_MIN, INT8_MAX);
+}
+
+void tk_prelu(const tk_prelu_t *p, const int8_t *a, const int8_t *b, int8_t *y)
+{
+    const tk_broadcast_t *shape = &p->shape;
+    for (int32_t row = 0; row < tk_broadcast_rows(shape); row++) {
+        const int8_t *first = a + tk_broadcast_start(shape, shape->a_step, row);
+        const int8_t *second = b + tk_broadcast_start(shape, shape->b_step, row);
+        for (int32_t i = 0; i < shape->size[TK_BROADCAST_LAST]; i++) {
+            *y++ = prelu(p, *first, *second);
+            first += shape->a_step[TK_BROADCAST_LAST];
+            second += shape->b_step[TK_BROADCAST_LAST];
+        }
+    }
+}
