@@ -13,10 +13,10 @@ from tinykd.formats.tflite_codec import Codec, Types
 from tinykd.formats.tflite_refusals import dynamic_advice, type_advice
 from tinykd.formats.tflite_source import RawTensor
 from tinykd.ir import DTYPES, Graph, Op, Quant, Tensor, op_macs
+from tinykd.ir.requant import check_defined
 
 MAX_TENSOR_BYTES = 1 << 26
 """Far beyond any microcontroller: a larger tensor is corrupt, or would only exhaust the host. Padded maps count too."""
-MAX_RANK = 8
 MAX_MACS = 1 << 36
 """Of one op. MobileNetV2 at 224 x 224 has 2**28 in all."""
 SCALE_RANGE = (2.0**-100, 2.0**100)
@@ -33,10 +33,9 @@ def check_tensor(raw: RawTensor, model: str) -> None:
     num_bytes = DTYPES[raw.dtype].itemsize if raw.dtype in DTYPES else 1
     for dim in raw.shape:
         num_bytes *= max(dim, 1)
-    if num_bytes > MAX_TENSOR_BYTES or len(raw.shape) > MAX_RANK:
+    if num_bytes > MAX_TENSOR_BYTES:
         raise InvalidModelError(
-            f"'{model}': tensor '{raw.name}' has shape {list(raw.shape)}; "
-            f"the limits are {MAX_RANK} dimensions and {MAX_TENSOR_BYTES} B"
+            f"'{model}': tensor '{raw.name}' has shape {list(raw.shape)}; the limit is {MAX_TENSOR_BYTES} B"
         )
     if any(dim < 1 for dim in raw.shape):
         raise UnsupportedModelError(
@@ -74,6 +73,8 @@ def check_op(graph: Graph, op: Op, codec: Codec, where: str) -> None:
     Raises:
         UnsupportedModelError, InvalidModelError: name the op, the tensor and the rule.
     """
+    if problem := beyond_limits(graph, op, codec):
+        _refuse(where, problem, "Split it into several ops, or reshape around it so that it has fewer dimensions.")
     inputs = [(position, graph.tensor(name)) for position, name in enumerate(op.inputs) if name]
     outputs = [graph.tensor(name) for name in op.outputs]
     for position, tensor in inputs:
@@ -89,6 +90,20 @@ def check_op(graph: Graph, op: Op, codec: Codec, where: str) -> None:
     if op.kind in _WEIGHTS_AXIS:
         _check_weights(graph, op, where)
     _check_work(graph, op, where)
+    try:
+        check_defined(graph, op)
+    except InvalidModelError as error:
+        _refuse(where, error.message, "Convert the model again: such scales come from ranges that are not sane.")
+
+
+def beyond_limits(graph: Graph, op: Op, codec: Codec) -> str:
+    """Return what TFLite Micro does not take about an op's number of inputs and dimensions, or "" when it takes it."""
+    rank = max(len(graph.tensor(name).shape) for name in (*op.inputs, *op.outputs) if name)
+    if rank > codec.max_rank:
+        return f"{rank} dimensions; TFLite Micro takes up to {codec.max_rank} there"
+    if len(op.inputs) > codec.max_inputs:
+        return f"{len(op.inputs)} inputs; TFLite Micro takes up to {codec.max_inputs}"
+    return ""
 
 
 def _refuse(where: str, problem: str, next_step: str = "") -> NoReturn:
