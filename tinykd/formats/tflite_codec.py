@@ -57,6 +57,8 @@ class Codec:
         constants: IR inputs that must be constants.
         one_quantisation: integers are moved or compared as they are, so inputs and outputs share scale and zero point.
         output_quant: (scale, zero point) that the op's output must have, or None.
+        max_rank: the most dimensions of its operands that TFLite Micro takes, or computes rightly.
+        max_inputs: the most inputs that TFLite Micro takes.
     """
 
     builtin: int
@@ -73,6 +75,8 @@ class Codec:
     constants: tuple[int, ...] = ()
     one_quantisation: bool = False
     output_quant: tuple[float, int] | None = None
+    max_rank: int = 6
+    max_inputs: int = 10
 
     def version_of(self, graph: Graph, op: Op) -> int:
         """Return the operator version that this op needs."""

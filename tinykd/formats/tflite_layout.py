@@ -86,8 +86,7 @@ def _transpose_inputs(graph: Graph, op: Op) -> Inputs:
 
 
 def _transpose_version(graph: Graph, op: Op) -> int:
-    rank = len(op.attrs["perm"])
-    return 6 if rank > 5 else 4 if rank > 4 else 2
+    return 4 if len(op.attrs["perm"]) > 4 else 2
 
 
 def _read_concatenation(source: Source) -> Attrs:
@@ -198,10 +197,6 @@ def _strided_slice_fields(graph: Graph, op: Op) -> Mapping[str, Any]:
     }
 
 
-def _strided_slice_version(graph: Graph, op: Op) -> int:
-    return 4 if len(op.attrs["begin"]) > 4 else 2
-
-
 def _read_resize(source: Source) -> Attrs:
     options = source.options("ResizeNearestNeighborOptions")
     size, shape = source.integers(1, "size", 2), source.output().shape
@@ -259,6 +254,7 @@ CODECS = (
         inputs=_pad_inputs,
         writes=lambda graph, op: op.attrs["value"] is None,
         one_quantisation=True,
+        max_rank=5,
     ),
     Codec(
         _BUILTIN.PADV2,
@@ -269,6 +265,7 @@ CODECS = (
         read=_read_pad_v2,
         inputs=_pad_v2_inputs,
         one_quantisation=True,
+        max_rank=5,
     ),
     Codec(
         _BUILTIN.RESHAPE,
@@ -299,6 +296,7 @@ CODECS = (
         read=_read_transpose,
         inputs=_transpose_inputs,
         one_quantisation=True,
+        max_rank=5,
     ),
     Codec(
         _BUILTIN.CONCATENATION,
@@ -336,12 +334,13 @@ CODECS = (
         _BUILTIN.STRIDED_SLICE,
         "strided_slice",
         "StridedSliceOptions",
-        version=_strided_slice_version,
+        version=2,
         operands=(0,),
         read=read_strided_slice,
         inputs=_strided_slice_inputs,
         fields=_strided_slice_fields,
         one_quantisation=True,
+        max_rank=4,
     ),
     Codec(
         _BUILTIN.SLICE,
@@ -352,6 +351,7 @@ CODECS = (
         read=_read_slice,
         writes=never,
         one_quantisation=True,
+        max_rank=4,
     ),
     Codec(
         _BUILTIN.RESIZE_NEAREST_NEIGHBOR,

@@ -9,9 +9,11 @@ import flatbuffers
 import numpy as np
 import tflite
 
+from tinykd.errors import InternalError
 from tinykd.formats.tflite_codec import Codec
 from tinykd.formats.tflite_conv import padding_code
 from tinykd.formats.tflite_ops import codec_of
+from tinykd.formats.tflite_rules import beyond_limits
 from tinykd.formats.tflite_schema import (
     FILE_IDENTIFIER,
     LAST_OLD_CODE,
@@ -20,7 +22,7 @@ from tinykd.formats.tflite_schema import (
     SCHEMA_VERSION,
     TYPE_OF_DTYPE,
 )
-from tinykd.ir import Graph, Op, Quant, Tensor
+from tinykd.ir import Graph, Op, Quant, Tensor, op_label
 
 _DATA_ALIGNMENT = 16
 PLAN_ONLINE = -1
@@ -55,6 +57,9 @@ class _Writer:
         self.tensors = list(graph.tensors.values())
         self.index = {tensor.name: number for number, tensor in enumerate(self.tensors)}
         self.codecs = [codec_of(graph, op) for op in graph.ops]
+        for index, (op, codec) in enumerate(zip(graph.ops, self.codecs, strict=True)):
+            if problem := beyond_limits(graph, op, codec):
+                raise InternalError(f"{op_label(index, op)}: {problem}")
         self.inputs = [self._input_numbers(op, codec) for op, codec in zip(graph.ops, self.codecs, strict=True)]
         # Buffer 0 is empty by convention: every activation points to it.
         self.buffers: dict[bytes, int] = {b"": 0}
