@@ -7,6 +7,8 @@ from graphs import needs_oracle
 from tinykd.errors import ConfigError, DataError, InvalidModelError, UnsupportedModelError
 from tinykd.export import calibrate, convert, float_reference, oracle, parity, reference
 from tinykd.export.passes import fold_batch_norm, fold_pad, fuse_activation, lower_padding, run_passes, squeeze_mean
+from tinykd.export.ptq import PtqOptions
+from tinykd.export.ranges import METHODS
 from tinykd.ir import Quant, graph_macs, verify
 from tinykd.ir.affine import activation_quant
 
@@ -137,22 +139,18 @@ def test_flattened_maps_reach_the_dense_layer_in_order():
     net.node("MatMul", net.weights(24, 3))
     net.node("Add", net.constant([1.0, 2.0, 3.0]))
     x = np.random.default_rng(0).normal(0, 1, (5, 5, 4, 2)).astype(np.float32)
-    with pytest.raises(UnsupportedModelError, match="cannot be fused"):
-        run_passes(convert.onnx_reader.read(net.bytes()))
-    net.nodes = [node for node in net.nodes if node.op_type != "Relu"]
-    net.nodes[2].input[0] = net.nodes[1].output[0]
     graph = run_passes(convert.onnx_reader.read(net.bytes()))
     assert np.abs(float_reference.run(graph, x) - net.run(x)).max() < 1e-5
 
 
 @needs_oracle
-@pytest.mark.parametrize("method", calibrate.METHODS)
+@pytest.mark.parametrize("method", METHODS)
 def test_quantised_student_equals_tflite_micro(method):
     """The int8 student is close to the float one and equals TFLite Micro on every activation."""
     from tinykd.formats import tflite_writer
 
     net, images = _student(), _images(64)
-    float_graph, graph = convert.convert(net.bytes(), images, NORMALIZATION, name="student", method=method)
+    float_graph, graph = convert.convert(net.bytes(), images, NORMALIZATION, name="student", options=PtqOptions(method))
     assert graph_macs(float_graph) == graph_macs(graph)
     x = convert.to_device(images)
     result = parity.compare(graph, tflite_writer.write(graph), x[:5])
@@ -160,7 +158,8 @@ def test_quantised_student_equals_tflite_micro(method):
     output = graph.tensor(graph.outputs[0]).quant
     real = (reference.run_output(graph, x).astype(float) - output.zero_point) * output.scale
     error = np.abs(real - net.run(NORMALIZATION.to_float(images)))
-    assert error.mean() < 4 * output.scale
+    # Entropy clips most: few images of noise are not what it is for.
+    assert error.mean() < (8 if method == "entropy" else 4) * output.scale
 
 
 def test_device_input_is_pixel_minus_128():
@@ -232,9 +231,9 @@ def _refused(change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda net: net.node("Sigmoid"), "Sigmoid"),
-        (lambda net: net.node("Softmax", axis=0), "softmax over classes"),
-        (lambda net: net.node("Clip", net.constant(0.0), net.constant(1.0)), r"clips to \[0, 1\]"),
+        (lambda net: net.node("Elu"), r"node 13 \(Elu"),
+        (lambda net: net.node("ReduceMean", axes=[0]), "includes the batch"),
+        (lambda net: net.node("Clip", net.constant(1.0), net.constant(0.0)), r"clips to \[1, 0\]"),
     ],
 )
 def test_unsupported_nodes_are_named(change, message):
@@ -265,7 +264,7 @@ def test_percentile_is_inside_minmax():
     """Percentile ranges lie within the min-max ranges."""
     graph = run_passes(convert.onnx_reader.read(_student().bytes()))
     x = NORMALIZATION.to_float(_images(64))
-    wide, narrow = calibrate.calibrate(graph, x), calibrate.calibrate(graph, x, "percentile")
+    wide, narrow = calibrate.calibrate(graph, x, "minmax"), calibrate.calibrate(graph, x, "percentile")
     assert all(wide[name][0] <= narrow[name][0] and narrow[name][1] <= wide[name][1] for name in wide)
 
 

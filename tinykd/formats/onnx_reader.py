@@ -1,382 +1,396 @@
-"""Reads a float ONNX classifier into the IR: NCHW becomes NHWC, constant expressions are evaluated."""
+"""Reads a float ONNX model into the IR: NCHW becomes NHWC, constant expressions are evaluated."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import helper, inliner, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from tinykd.errors import InvalidModelError, UnsupportedModelError
-from tinykd.ir import Graph, Op, Tensor, conv_output_size, spatial_paddings, verify
+from tinykd.formats.onnx_layout import Value, channels_last, reshaped, runs, value_of
+from tinykd.ir import Graph, Op, Tensor, verify
 
-_FREE = ("Identity", "Dropout")
+OPSETS = (13, 24)
+"""The oldest and the newest opset whose nodes are known to mean what is read here."""
+
+# What one constant may take when it is computed, bytes: a model's own are in the file.
+_FOLD_LIMIT = 1 << 28
+_CHANNELS_FIRST = ("Conv", "ConvTranspose", "BatchNormalization", "MaxPool", "AveragePool", "GlobalAveragePool", "Pad")
 
 
 def read(source: Path | bytes, name: str = "") -> Graph:
     """Read a float ONNX model (opset 13 or newer), batch size 1 or free.
+
+    Maps are (1, C, H, W) in the file and (1, H, W, C) in the graph, edges included; an output that the model itself
+    turned to (1, H, W, C) stays so. Everything else keeps its order.
 
     Args:
         source: a file, or the bytes of one.
         name: the graph's name; "" takes the file's.
 
     Returns:
-        a float graph with NHWC activations; tensor names are those of the ONNX file.
+        a float graph; tensor names are those of the ONNX file.
 
     Raises:
         InvalidModelError: not an ONNX model.
         UnsupportedModelError: a node that a student cannot have; it is named.
     """
+    return Reader(load(source), title(source, name)).graph()
+
+
+def load(source: Path | bytes) -> onnx.ModelProto:
+    """Return the checked model with its own functions unfolded.
+
+    Raises:
+        InvalidModelError: not an ONNX model.
+    """
     try:
         data = source if isinstance(source, bytes) else Path(source).read_bytes()
         model = onnx.load_model_from_string(data)
         onnx.checker.check_model(model)
+        return inliner.inline_local_functions(model) if model.functions else model
     except Exception as error:  # onnx and protobuf raise types of their own, several of them private.
         label = "the ONNX model" if isinstance(source, bytes) else str(source)
         raise InvalidModelError(f"{label} cannot be read: {error}") from error
-    title = name or (model.graph.name if isinstance(source, bytes) else Path(source).stem)
-    return _Reader(model, title).graph()
 
 
-class _Reader:
+def title(source: Path | bytes, name: str) -> str:
+    """Return the graph's name: the given one, or the file's."""
+    return name or ("model" if isinstance(source, bytes) else Path(source).stem)
+
+
+class Reader:
+    """Walks the nodes in order; each handler gives the node's outputs a `Value` or a constant.
+
+    Attributes:
+        constants: arrays by ONNX name: initialisers, and what was computed from them.
+        values: activations by ONNX name.
+        origins: for a constant of the IR, the ONNX constant that it was made from and the output channels that it took.
+        exact: constants of the IR before their rounding to float32.
+    """
+
     def __init__(self, model: onnx.ModelProto, name: str) -> None:
         self.name = name
         self.model = model
-        self.opset = max((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), default=13)
-        self.constants: dict[str, np.ndarray] = {
-            item.name: numpy_helper.to_array(item) for item in model.graph.initializer
-        }
+        self.opset = max((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), default=0)
+        if not OPSETS[0] <= self.opset <= OPSETS[1]:
+            raise UnsupportedModelError(
+                f"'{name}' has opset {self.opset}; {OPSETS[0]} to {OPSETS[1]} can be read",
+                "Export it with opset 17, or convert it with onnx.version_converter.",
+            )
+        try:
+            self.constants = {item.name: numpy_helper.to_array(item) for item in model.graph.initializer}
+        except Exception as error:  # numpy and onnx disagree on what broken raw data raises
+            raise InvalidModelError(f"'{name}' has a broken initialiser: {error}") from error
+        self.values: dict[str, Value] = {}
         self.tensors: dict[str, Tensor] = {}
         self.ops: list[Op] = []
-        self.alias: dict[str, str] = {}
-        # Flattened maps: name -> (C, H, W) of the NCHW order that the consumer's weights expect.
-        self.flattened: dict[str, tuple[int, int, int]] = {}
+        self.origins: dict[str, tuple[str, slice]] = {}
+        self.exact: dict[str, np.ndarray] = {}
+        self.arranged: dict[tuple[str, tuple[int, ...], tuple[int, ...]], str] = {}
 
     def graph(self) -> Graph:
-        inputs = [item for item in self.model.graph.input if item.name not in self.constants]
-        if len(inputs) != 1 or len(self.model.graph.output) != 1:
-            raise UnsupportedModelError(
-                f"'{self.name}' has {len(inputs)} inputs and {len(self.model.graph.output)} outputs; "
-                "students have one of each"
-            )
-        dims = [dim.dim_value or 1 for dim in inputs[0].type.tensor_type.shape.dim]
-        shape = (1, *dims[2:], dims[1]) if len(dims) == 4 else (1, *dims[1:])
-        self.define(inputs[0].name, shape)
-        for index, node in enumerate(self.model.graph.node):
-            if all(name in self.constants for name in node.input if name):
+        """Return the verified graph.
+
+        Raises:
+            InvalidModelError, UnsupportedModelError: see `read`.
+        """
+        inputs, outputs = self.walk()
+        graph = Graph(self.name, self.tensors, tuple(self.ops), inputs, outputs)
+        return verify(_without_dead_ops(graph))
+
+    def walk(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Read every node; return the tensors of the graph's inputs and outputs."""
+        from tinykd.formats.onnx_handlers import HANDLERS, WAYS_OUT
+
+        inputs = tuple(self.input(item) for item in self.model.graph.input if item.name not in self.constants)
+        for index, proto in enumerate(self.model.graph.node):
+            node = Node(self, proto, index)
+            if proto.op_type == "Shape" and proto.input[0] in self.values:
+                shape = np.array(self.values[proto.input[0]].shape, np.int64)
+                self.constants[proto.output[0]] = shape[node.attrs.get("start", 0) : node.attrs.get("end", len(shape))]
+            elif all(name in self.constants for name in proto.input if name):
                 self.fold(node)
-                continue
-            handler = _HANDLERS.get(node.op_type)
-            if handler is None:
-                raise UnsupportedModelError(
-                    f"'{self.name}': node {index} ({node.op_type}, '{node.name}') is not supported",
-                    f"Supported: {', '.join(sorted(_HANDLERS))}.",
-                )
-            handler(self, node, f"'{self.name}': node {index} ({node.op_type}, '{node.name}')")
-        output = self.resolve(self.model.graph.output[0].name)
-        if output in self.flattened and min(self.flattened[output][1:]) > 1:
-            raise UnsupportedModelError(f"'{self.name}' ends in a flattened feature map; students end in logits")
-        graph = Graph(self.name, self.tensors, tuple(self.ops), (inputs[0].name,), (output,))
-        return verify(graph.with_ops(graph.ops))
+            elif (handler := HANDLERS.get(proto.op_type) if proto.domain in ("", "ai.onnx") else None) is None:
+                way_out = WAYS_OUT.get(proto.op_type, f"Supported: {', '.join(sorted(HANDLERS))}.")
+                raise node.refusal("is not supported", way_out)
+            else:
+                handler(node)
+        outputs = tuple(self.output(item.name) for item in self.model.graph.output)
+        return inputs, outputs
 
-    def resolve(self, name: str) -> str:
-        while name in self.alias:
-            name = self.alias[name]
-        return name
+    def input(self, item: onnx.ValueInfoProto) -> str:
+        """Define a graph input, channels last where the model reads it as maps, and return its name."""
+        kind = item.type.tensor_type
+        if not kind.HasField("shape") or not kind.shape.dim:
+            raise UnsupportedModelError(
+                f"'{self.name}': the input '{item.name}' has no shape", "Export the model with the shape of its input."
+            )
+        dims = [dim.dim_value for dim in kind.shape.dim]
+        if any(dim < 1 for dim in dims[1:]) or dims[0] > 1:
+            raise UnsupportedModelError(
+                f"'{self.name}': the input '{item.name}' has shape {dims}; the batch must be 1 or free, all else fixed",
+                "Export the model with a fixed input size and a batch of 1.",
+            )
+        shape, rank = (1, *dims[1:]), len(dims)
+        readers = self._readers(item.name)
+        first = readers & set(_CHANNELS_FIRST) or (rank == 4 and readers != {"Transpose"})
+        perm = channels_last(rank) if rank in (3, 4) and first else tuple(range(rank))
+        self.define(item.name, tuple(shape[axis] for axis in perm))
+        self.values[item.name] = value_of(item.name, shape, perm)
+        return item.name
 
-    def define(self, name: str, shape: tuple[int, ...], data: np.ndarray | None = None) -> str:
+    def _readers(self, name: str) -> set[str]:
+        """Return the types of the nodes that read a value, seen through its quantisation."""
+        names, found = {name}, set()
+        for node in self.model.graph.node:
+            if names & set(node.input):
+                if node.op_type in ("QuantizeLinear", "DequantizeLinear", "Identity", "Cast"):
+                    names.update(node.output)
+                else:
+                    found.add(node.op_type)
+        return found
+
+    def output(self, name: str) -> str:
+        """Return the tensor of a graph output: maps channels last, unless they lie in their own order already."""
+        if name not in self.values:
+            raise UnsupportedModelError(f"'{self.name}': the output '{name}' is a constant")
+        value = self.values[name]
+        rank = len(value.shape)
+        own, last = tuple(range(rank)), channels_last(rank)
+        keeps = rank != 4 or (value.lies_as(own) and not value.lies_as(last))
+        return self.arrange(value, own if keeps else last, name)
+
+    def define(self, name: str, shape: Sequence[int], data: np.ndarray | None = None, dtype: str = "float32") -> str:
+        """Add a float tensor, or an activation of another type, and return its name."""
         if data is not None:
             data = np.ascontiguousarray(data, np.float32)
-        self.tensors[name] = Tensor(name, tuple(int(dim) for dim in shape), "float32", None, data)
+        self.tensors[name] = Tensor(name, tuple(int(dim) for dim in shape), dtype, None, data)
         return name
 
-    def fold(self, node: onnx.NodeProto) -> None:
-        inputs = [
-            helper.make_tensor_value_info(name, _onnx_type(self.constants[name]), None) for name in node.input if name
-        ]
-        outputs = [helper.make_value_info(name, onnx.TypeProto()) for name in node.output]
-        graph = helper.make_graph([node], "constant", inputs, outputs)
+    def arrange(self, value: Value, perm: Sequence[int], source: str, shape: Sequence[int] | None = None) -> str:
+        """Return a tensor in which a value lies in the order of its ONNX axes `perm`, moved there if it must be.
+
+        Args:
+            value: the value.
+            perm: its axes in the order wanted.
+            source: the node that needs it.
+            shape: of the tensor; None has one dimension for each axis.
+        """
+        order = value.order(perm)
+        wanted = tuple(value.shape[axis] for axis in perm) if shape is None else tuple(shape)
+        key = (value.name, (*value.factors, -1, *order), wanted)
+        if key not in self.arranged:
+            name = value.name
+            if order != tuple(range(len(order))):
+                blocks = sorted(runs(order))
+                name = self._reshape(
+                    name, (1, *(math.prod(value.factors[i] for i in block) for block in blocks)), source
+                )
+                places = (0, *(blocks.index(block) + 1 for block in runs(order)))
+                moved = tuple(self.tensors[name].shape[place] for place in places)
+                name = self._move("transpose", name, moved, source, perm=places)
+            self.arranged[key] = self._reshape(name, wanted, source)
+        return self.arranged[key]
+
+    def _reshape(self, name: str, shape: tuple[int, ...], source: str) -> str:
+        return name if self.tensors[name].shape == shape else self._move("reshape", name, shape, source)
+
+    def _move(self, kind: str, name: str, shape: tuple[int, ...], source: str, **attrs: Any) -> str:
+        base = f"{name}/{kind}"
+        moved = next(found for i in range(len(self.tensors) + 1) if (found := f"{base}{i or ''}") not in self.tensors)
+        self.define(moved, shape, dtype=self.tensors[name].dtype)
+        self.ops.append(Op(kind, (name,), (moved,), attrs, f"{source} ({kind})"))
+        return moved
+
+    def fold(self, node: Node) -> None:
+        """Compute the outputs of a node whose inputs are all constants."""
+        names = [name for name in node.proto.input if name]
+        grows = node.proto.op_type in ("ConstantOfShape", "Expand", "Tile", "Range", "Resize", "Pad")
+        sizes = [abs(self.constants[name].astype(np.float64)) for name in names if self.constants[name].size <= 16]
+        if grows and sizes and max(math.prod(size.reshape(-1).clip(1).tolist()) for size in sizes) * 8 > _FOLD_LIMIT:
+            raise node.refusal("computes a constant of more than 256 MiB")
+        inputs = [helper.make_tensor_value_info(name, _onnx_type(self.constants[name]), None) for name in names]
+        outputs = [helper.make_value_info(name, onnx.TypeProto()) for name in node.proto.output]
+        graph = helper.make_graph([node.proto], "constant", inputs, outputs)
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)])
-        values = ReferenceEvaluator(model).run(None, {name: self.constants[name] for name in node.input if name})
-        self.constants.update(zip(node.output, (np.asarray(value) for value in values), strict=True))
+        try:
+            values = ReferenceEvaluator(model).run(None, {name: self.constants[name] for name in names})
+        except Exception as error:  # each of onnx's ops raises what its numpy code happens to raise
+            raise node.refusal(f"cannot be computed: {error}") from error
+        self.constants.update(zip(node.proto.output, (np.asarray(value) for value in values), strict=True))
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self.tensors[name].shape
 
-    def activation(self, node: onnx.NodeProto, index: int, where: str) -> str:
-        name = self.resolve(node.input[index])
-        if name not in self.tensors:
-            raise UnsupportedModelError(f"{where}: input {index} must be an activation")
+class Node:
+    """One node of the file, as its handler sees it."""
+
+    def __init__(self, reader: Reader, proto: onnx.NodeProto, index: int) -> None:
+        self.reader, self.proto = reader, proto
+        self.where = f"'{reader.name}': node {index} ({proto.op_type}, '{proto.name}')"
+        self.attrs = {item.name: helper.get_attribute_value(item) for item in proto.attribute}
+
+    def refusal(self, message: str, next_step: str = "") -> UnsupportedModelError:
+        """Return the error that names this node."""
+        return UnsupportedModelError(f"{self.where}: {message}", next_step)
+
+    def has(self, index: int) -> bool:
+        """Whether the optional input `index` is given."""
+        return index < len(self.proto.input) and bool(self.proto.input[index])
+
+    def is_constant(self, index: int) -> bool:
+        """Whether input `index` is a constant."""
+        return self.has(index) and self.proto.input[index] in self.reader.constants
+
+    def value(self, index: int = 0) -> Value:
+        """Return input `index`, an activation."""
+        if not self.has(index) or self.proto.input[index] not in self.reader.values:
+            raise self.refusal(f"input {index} must be an activation")
+        return self.reader.values[self.proto.input[index]]
+
+    def constant(self, index: int) -> np.ndarray:
+        """Return input `index`, a constant."""
+        if not self.is_constant(index):
+            raise self.refusal(f"input {index} must be a constant", "Export the model with its weights as constants.")
+        return self.reader.constants[self.proto.input[index]]
+
+    def scalar(self, index: int, default: float) -> float:
+        """Return the only element of the optional constant `index`."""
+        if not self.has(index):
+            return default
+        data = self.constant(index)
+        if data.size != 1:
+            raise self.refusal(f"input {index} must have one element; it has {data.size}")
+        return float(data.reshape(()))
+
+    def axes(self, rank: int, index: int = 1) -> list[int] | None:
+        """Return the axes that the attribute `axes` or input `index` gives, non-negative; None where there are none."""
+        axes = self.attrs.get("axes")
+        if axes is None and self.has(index):
+            axes = self.constant(index).reshape(-1).tolist()
+        return None if axes is None else [self.axis(axis, rank) for axis in axes]
+
+    def axis(self, axis: int, rank: int) -> int:
+        """Return an axis as a number from 0 to rank - 1."""
+        if not -rank <= axis < rank:
+            raise self.refusal(f"axis {axis} of a value of {rank} dimensions")
+        return int(axis) % rank
+
+    def arrange(self, value: Value, perm: Sequence[int], shape: Sequence[int] | None = None) -> str:
+        """Return a tensor in which a value lies in the order of its axes `perm`."""
+        return self.reader.arrange(value, perm, self.label, shape)
+
+    def layout(self, value: Value) -> tuple[int, ...]:
+        """Return the order of a value's axes in which it costs least to have each of them as a dimension."""
+        rank = len(value.shape)
+        # Axes of length 1 lie anywhere: an order of the others that is already there needs no transpose.
+        candidates = [channels_last(rank), tuple(range(rank))]
+        placed = [(axis[0], number) for number, axis in enumerate(value.axes) if axis and number]
+        if sum(map(len, value.axes)) == len(placed):
+            ones = [number for number, axis in enumerate(value.axes) if not axis and number]
+            candidates.append((0, *ones, *(number for _, number in sorted(placed))))
+        return next((perm for perm in candidates if value.lies_as(perm)), candidates[0])
+
+    @property
+    def label(self) -> str:
+        """How reports name what comes from this node."""
+        return self.proto.name or self.proto.output[0]
+
+    def weights(self, part: str, data: np.ndarray, index: int | None = None, channels: slice = slice(None)) -> str:
+        """Add a constant of the IR and return its name.
+
+        Args:
+            part: what it is, for its name.
+            data: its elements.
+            index: the node's input that it was made from; None: computed here.
+            channels: the output channels that were taken.
+        """
+        name = self.reader.define(f"{self.proto.output[0]}/{part}", data.shape, data)
+        self.reader.exact[name] = np.ascontiguousarray(data, np.float64)
+        if index is not None:
+            self.reader.origins[name] = (self.proto.input[index], channels)
         return name
 
-    def constant(self, node: onnx.NodeProto, index: int, where: str) -> np.ndarray:
-        name = self.resolve(node.input[index]) if index < len(node.input) else ""
-        if name not in self.constants:
-            raise UnsupportedModelError(f"{where}: input {index} must be a constant")
-        return self.constants[name]
+    def op(
+        self, kind: str, inputs: Sequence[str], name: str, shape: Sequence[int], dtype: str = "", **attrs: Any
+    ) -> str:
+        """Add an op and the tensor `name` that it writes, and return that."""
+        kept = self.reader.tensors[inputs[0]].dtype
+        self.reader.define(name, shape, dtype=dtype or kept)
+        self.reader.ops.append(Op(kind, tuple(inputs), (name,), attrs, self.label))
+        return name
 
-    def emit(
-        self, kind: str, inputs: tuple[str, ...], node: onnx.NodeProto, shape: tuple[int, ...], **attrs: Any
-    ) -> None:
-        self.define(node.output[0], shape)
-        self.ops.append(Op(kind, inputs, (node.output[0],), attrs, node.name or node.output[0]))
+    def emit(self, kind: str, inputs: Sequence[str], shape: Sequence[int], perm: Sequence[int], **attrs: Any) -> None:
+        """Add the op whose output is this node's.
+
+        Args:
+            kind: of op.
+            inputs: tensors.
+            shape: of the output as the IR has it: dimension k is ONNX axis perm[k].
+            perm: see `shape`.
+            attrs: of the op.
+        """
+        self.op(kind, inputs, self.proto.output[0], shape, **attrs)
+        self.bind(self.proto.output[0], shape, perm)
+
+    def bind(self, name: str, shape: Sequence[int], perm: Sequence[int], output: int = 0) -> None:
+        """Say that the node's output is the tensor `name`, whose dimension k is ONNX axis perm[k]."""
+        onnx_shape = [0] * len(perm)
+        for dim, axis in zip(shape, perm, strict=True):
+            onnx_shape[axis] = dim
+        if onnx_shape and onnx_shape[0] != 1:
+            raise self.refusal(f"its output has shape {onnx_shape}: the first axis is the batch, which must stay 1")
+        self.reader.values[self.proto.output[output]] = value_of(name, onnx_shape, perm)
+
+    def split(self, x: str, names: Sequence[str], axis: int, sizes: Sequence[int]) -> None:
+        """Cut a tensor along dimension `axis` into tensors called `names`, of these sizes."""
+        tensor = self.reader.tensors[x]
+        for name, size in zip(names, sizes, strict=True):
+            shape = (*tensor.shape[:axis], size, *tensor.shape[axis + 1 :])
+            self.reader.define(name, shape, dtype=tensor.dtype)
+        self.reader.ops.append(Op("split", (x,), tuple(names), {"axis": axis}, self.label))
+
+    @staticmethod
+    def laid_out(shape: Sequence[int], perm: Sequence[int]) -> Value:
+        """Return a value of ONNX shape `shape` that lies in the order of its axes `perm`, still without a tensor."""
+        return value_of("", shape, perm)
+
+    def pass_on(self, value: Value) -> None:
+        """Say that the node's output is `value`."""
+        if not value.axes or value.shape[0] != 1:
+            raise self.refusal(
+                f"its output has shape {list(value.shape)}: the first axis is the batch, which must stay 1",
+                "Keep the batch as the first axis, for example flatten from axis 1.",
+            )
+        self.reader.values[self.proto.output[0]] = value
+
+    def reshaped(self, value: Value, target: Sequence[int]) -> Value:
+        """Return a value under another ONNX shape, its elements moved into ONNX's order where that is needed."""
+        if math.prod(target) != math.prod(value.shape):
+            raise self.refusal(f"reshapes {list(value.shape)} to {list(target)}")
+        found = reshaped(value, target)
+        if found is None:
+            perm = tuple(range(len(value.shape)))
+            plain = value_of(self.arrange(value, perm), (math.prod(value.shape),), (0,))
+            found = reshaped(plain, target)
+        assert found is not None
+        return found
 
 
 def _onnx_type(value: np.ndarray) -> int:
     return helper.np_dtype_to_tensor_dtype(value.dtype)
 
 
-def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
-    return {item.name: helper.get_attribute_value(item) for item in node.attribute}
-
-
-def _padding(attrs: dict[str, Any], where: str) -> tuple[int, int, int, int]:
-    if attrs.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"", b"VALID"):
-        raise UnsupportedModelError(f"{where}: auto_pad is not supported; export explicit pads")
-    top, left, bottom, right = attrs.get("pads", [0, 0, 0, 0])
-    return int(top), int(bottom), int(left), int(right)
-
-
-def _window(
-    x: tuple[int, ...],
-    kernel: tuple[int, int],
-    stride: tuple[int, int],
-    padding: tuple[int, ...],
-    dilation: tuple[int, int],
-) -> tuple[int, int]:
-    return (
-        conv_output_size(x[1], kernel[0], stride[0], (padding[0], padding[1]), dilation[0]),
-        conv_output_size(x[2], kernel[1], stride[1], (padding[2], padding[3]), dilation[1]),
-    )
-
-
-def _conv(reader: _Reader, node: onnx.NodeProto, where: str) -> None:
-    attrs = _attributes(node)
-    x = reader.activation(node, 0, where)
-    weights = reader.constant(node, 1, where)
-    shape = reader.shape(x)
-    if len(shape) != 4 or weights.ndim != 4:
-        raise UnsupportedModelError(f"{where}: only 2-D convolutions are supported")
-    group, channels = attrs.get("group", 1), shape[3]
-    stride = tuple(attrs.get("strides", (1, 1)))
-    dilation = tuple(attrs.get("dilations", (1, 1)))
-    padding = _padding(attrs, where)
-    if group == 1:
-        kind, nhwc = "conv_2d", weights.transpose(0, 2, 3, 1)
-    elif group == channels:
-        kind, nhwc = "depthwise_conv_2d", weights.transpose(1, 2, 3, 0)
-    else:
-        raise UnsupportedModelError(f"{where}: {group} groups; only 1 or as many as input channels ({channels})")
-    height, width = _window(shape, weights.shape[2:], stride, padding, dilation)
-    bias = reader.constant(node, 2, where) if len(node.input) > 2 else np.zeros(len(weights), np.float32)
-    inputs = (
-        x,
-        reader.define(f"{node.output[0]}/weights", nhwc.shape, nhwc),
-        reader.define(f"{node.output[0]}/bias", bias.shape, bias),
-    )
-    reader.emit(
-        kind,
-        inputs,
-        node,
-        (1, height, width, len(weights)),
-        stride=stride,
-        dilation=dilation,
-        padding=padding,
-        activation="none",
-    )
-
-
-def _dense(reader: _Reader, node: onnx.NodeProto, x: str, weights: np.ndarray, bias: np.ndarray) -> None:
-    """Emit x @ weights.T + bias with weights (Cout, Cin), its columns reordered when x was a flattened NCHW map."""
-    if x in reader.flattened:
-        channels, height, width = reader.flattened[x]
-        columns = weights.reshape(len(weights), channels, height, width).transpose(0, 2, 3, 1)
-        weights = columns.reshape(len(weights), -1)
-    inputs = (
-        x,
-        reader.define(f"{node.output[0]}/weights", weights.shape, weights),
-        reader.define(f"{node.output[0]}/bias", bias.shape, bias),
-    )
-    reader.emit("fully_connected", inputs, node, (1, len(weights)), activation="none")
-
-
-def _gemm(reader: _Reader, node: onnx.NodeProto, where: str) -> None:
-    attrs = _attributes(node)
-    x, weights = reader.activation(node, 0, where), reader.constant(node, 1, where)
-    if attrs.get("transA", 0):
-        raise UnsupportedModelError(f"{where}: a transposed activation is not supported")
-    weights = weights if attrs.get("transB", 0) else weights.T
-    bias = reader.constant(node, 2, where) if len(node.input) > 2 else np.zeros(len(weights), np.float32)
-    bias = np.broadcast_to(bias.reshape(-1), (len(weights),)) * attrs.get("beta", 1.0)
-    _dense(reader, node, x, weights * attrs.get("alpha", 1.0), bias)
-
-
-def _matmul(reader: _Reader, node: onnx.NodeProto, where: str) -> None:
-    weights = reader.constant(node, 1, where).T
-    _dense(reader, node, reader.activation(node, 0, where), weights, np.zeros(len(weights), np.float32))
-
-
-def _add(reader: _Reader, node: onnx.NodeProto, where: str) -> None:
-    names = [reader.resolve(name) for name in node.input]
-    constant = [name for name in names if name in reader.constants]
-    if not constant:
-        shapes = {reader.shape(name) for name in names}
-        if len(shapes) != 1:
-            raise UnsupportedModelError(f"{where}: adds shapes {sorted(shapes)}; both must be the same")
-        reader.emit("add", (names[0], names[1]), node, shapes.pop(), activation="none")
-        return
-    # MatMul followed by a constant Add is a dense layer with a bias.
-    x = next(name for name in names if name not in reader.constants)
-    producer = next((op for op in reader.ops if op.outputs[0] == x), None)
-    bias = reader.constants[constant[0]].reshape(-1)
-    if producer is None or producer.kind != "fully_connected" or len(bias) != reader.shape(x)[-1]:
-        raise UnsupportedModelError(f"{where}: adds a constant to something that is not a dense layer")
-    name = producer.inputs[2]
-    old = reader.tensors[name].data
-    assert old is not None
-    reader.define(name, bias.shape, old + bias)
-    reader.alias[node.output[0]] = x
-
-
-def _relu(reader: _Reader, node: onnx.NodeProto, where: str) -> None:
-    x = reader.activation(node, 0, where)
-    reader.emit("relu", (x,), node, reader.shape(x))
-    _keep_flat(reader, x, node)
-
-
-def _clip(reader: _Reader, node: onnx.NodeProto, where: str) -> None:
-    low = float(reader.constant(node, 1, where)) if len(node.input) > 1 and node.input[1] else -np.inf
-    high = float(reader.constant(node, 2, where)) if len(node.input) > 2 and node.input[2] else np.inf
-    if low != 0.0 or high not in (6.0, np.inf):
-        raise UnsupportedModelError(f"{where}: clips to [{low:g}, {high:g}]; only [0, 6] and [0, inf] are supported")
-    x = reader.activation(node, 0, where)
-    reader.emit("relu6" if high == 6.0 else "relu", (x,), node, reader.shape(x))
-    _keep_flat(reader, x, node)
-
-
-def _keep_flat(reader: _Reader, x: str, node: onnx.NodeProto) -> None:
-    if x in reader.flattened:
-        reader.flattened[node.output[0]] = reader.flattened[x]
-
-
-def _global_average_pool(reader: _Reader, node: onnx.NodeProto, where: str) -> None:
-    x = reader.activation(node, 0, where)
-    reader.emit("mean", (x,), node, (1, 1, 1, reader.shape(x)[3]), axes=(1, 2), keep_dims=True)
-
-
-def _reduce_mean(reader: _Reader, node: onnx.NodeProto, where: str) -> None:
-    attrs = _attributes(node)
-    axes = attrs.get("axes") or reader.constant(node, 1, where).reshape(-1).tolist()
-    x = reader.activation(node, 0, where)
-    if len(reader.shape(x)) != 4 or sorted(axis % 4 for axis in axes) != [2, 3]:
-        raise UnsupportedModelError(f"{where}: a mean over axes {list(axes)}; only over height and width")
-    keep = bool(attrs.get("keepdims", 1))
-    channels = reader.shape(x)[3]
-    reader.emit("mean", (x,), node, (1, 1, 1, channels) if keep else (1, channels), axes=(1, 2), keep_dims=keep)
-
-
-def _pool(kind: str) -> Callable[[_Reader, onnx.NodeProto, str], None]:
-    def handler(reader: _Reader, node: onnx.NodeProto, where: str) -> None:
-        attrs = _attributes(node)
-        x = reader.activation(node, 0, where)
-        shape = reader.shape(x)
-        padding = _padding(attrs, where)
-        if attrs.get("ceil_mode", 0) or (any(padding) and attrs.get("count_include_pad", 0)):
-            raise UnsupportedModelError(f"{where}: ceil_mode and count_include_pad are not supported")
-        kernel, stride = tuple(attrs["kernel_shape"]), tuple(attrs.get("strides", (1, 1)))
-        height, width = _window(shape, kernel, stride, padding, (1, 1))
-        reader.emit(
-            kind,
-            (x,),
-            node,
-            (1, height, width, shape[3]),
-            kernel=kernel,
-            stride=stride,
-            padding=padding,
-            activation="none",
-        )
-
-    return handler
-
-
-def _pad(reader: _Reader, node: onnx.NodeProto, where: str) -> None:
-    attrs = _attributes(node)
-    x = reader.activation(node, 0, where)
-    shape = reader.shape(x)
-    pads = reader.constant(node, 1, where).reshape(-1).astype(int).tolist()
-    value = float(reader.constant(node, 2, where)) if len(node.input) > 2 and node.input[2] else 0.0
-    if attrs.get("mode", b"constant") != b"constant" or value != 0.0 or len(shape) != 4 or len(pads) != 8:
-        raise UnsupportedModelError(f"{where}: only constant padding of feature maps with 0 is supported")
-    if pads[0] or pads[1] or pads[4] or pads[5] or min(pads) < 0:
-        raise UnsupportedModelError(f"{where}: pads {pads}; only height and width can be padded")
-    padding = (pads[2], pads[6], pads[3], pads[7])
-    if not any(padding):
-        reader.alias[node.output[0]] = x
-        return
-    height, width = shape[1] + pads[2] + pads[6], shape[2] + pads[3] + pads[7]
-    reader.emit("pad", (x,), node, (1, height, width, shape[3]), paddings=spatial_paddings(padding), value=None)
-
-
-def _flatten(reader: _Reader, node: onnx.NodeProto, where: str) -> None:
-    x = reader.activation(node, 0, where)
-    shape = reader.shape(x)
-    count = int(np.prod(shape[1:]))
-    if node.op_type == "Flatten" and _attributes(node).get("axis", 1) != 1:
-        raise UnsupportedModelError(f"{where}: only axis 1 is supported")
-    if node.op_type == "Reshape":
-        target = reader.constant(node, 1, where).reshape(-1).tolist()
-        if len(target) != 2 or target[1] not in (-1, count):
-            raise UnsupportedModelError(f"{where}: reshapes {list(shape)} to {target}; only flattening is supported")
-    if len(shape) == 2:
-        reader.alias[node.output[0]] = x
-        return
-    reader.emit("reshape", (x,), node, (1, count))
-    reader.flattened[node.output[0]] = (shape[3], shape[1], shape[2])
-
-
-def _batch_norm(reader: _Reader, node: onnx.NodeProto, where: str) -> None:
-    x = reader.activation(node, 0, where)
-    names = []
-    for index, part in enumerate(("gamma", "beta", "mean", "variance"), start=1):
-        value = reader.constant(node, index, where)
-        names.append(reader.define(f"{node.output[0]}/{part}", value.shape, value))
-    reader.emit("batch_norm", (x, *names), node, reader.shape(x), epsilon=float(_attributes(node).get("epsilon", 1e-5)))
-
-
-def _softmax(reader: _Reader, node: onnx.NodeProto, where: str) -> None:
-    x = reader.activation(node, 0, where)
-    shape = reader.shape(x)
-    if len(shape) != 2 or _attributes(node).get("axis", -1) not in (-1, 1):
-        raise UnsupportedModelError(f"{where}: only a softmax over classes is supported")
-    reader.emit("softmax", (x,), node, shape, beta=1.0)
-
-
-def _free(reader: _Reader, node: onnx.NodeProto, where: str) -> None:
-    reader.alias[node.output[0]] = reader.activation(node, 0, where)
-
-
-_HANDLERS: Mapping[str, Callable[[_Reader, onnx.NodeProto, str], None]] = MappingProxyType(
-    {
-        "Conv": _conv,
-        "Gemm": _gemm,
-        "MatMul": _matmul,
-        "Add": _add,
-        "Relu": _relu,
-        "Clip": _clip,
-        "GlobalAveragePool": _global_average_pool,
-        "ReduceMean": _reduce_mean,
-        "AveragePool": _pool("average_pool_2d"),
-        "MaxPool": _pool("max_pool_2d"),
-        "Pad": _pad,
-        "Flatten": _flatten,
-        "Reshape": _flatten,
-        "BatchNormalization": _batch_norm,
-        "Softmax": _softmax,
-        **dict.fromkeys(_FREE, _free),
-    }
-)
+def _without_dead_ops(graph: Graph) -> Graph:
+    """Return the graph without ops that no output needs."""
+    needed, kept = set(graph.outputs), []
+    for op in reversed(graph.ops):
+        if needed & set(op.outputs):
+            needed.update(op.inputs)
+            kept.append(op)
+    return graph.with_ops(kept[::-1])

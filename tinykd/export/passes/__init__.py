@@ -10,12 +10,14 @@ from tinykd.export.passes.fold_constants import fold_constants
 from tinykd.export.passes.fold_pad import fold_pad
 from tinykd.export.passes.fuse_activation import fuse_activation
 from tinykd.export.passes.fuse_clamps import fuse_clamps
+from tinykd.export.passes.fuse_hard_swish import fuse_hard_swish
 from tinykd.export.passes.lower_padding import lower_padding
 from tinykd.export.passes.merge_moves import merge_moves
 from tinykd.export.passes.pad_to_same import pad_to_same
 from tinykd.export.passes.remove_channels import remove_channels
 from tinykd.export.passes.remove_dead_ops import remove_dead_ops
 from tinykd.export.passes.remove_identities import remove_identities
+from tinykd.export.passes.separate_fixed import separate_fixed
 from tinykd.export.passes.share_duplicates import share_duplicates
 from tinykd.export.passes.squeeze_mean import squeeze_mean
 from tinykd.export.passes.undo_concat_split import undo_concat_split
@@ -24,7 +26,16 @@ from tinykd.ir import Graph, verify
 Pass = Callable[[Graph], Graph]
 
 # From the float graph that ONNX gives to the one that is calibrated and quantised.
-FLOAT_PASSES: tuple[Pass, ...] = (fold_batch_norm, fold_pad, fuse_activation, squeeze_mean, lower_padding)
+FLOAT_PASSES: tuple[Pass, ...] = (
+    fold_batch_norm,
+    fuse_hard_swish,
+    fold_pad,
+    fuse_activation,
+    squeeze_mean,
+    merge_moves,
+    lower_padding,
+    separate_fixed,
+)
 
 # Exact on int8 graphs, to the last bit of every output; repeated until nothing changes (`tinykd.export.optimize`).
 # Moves and constants first: they join what channels hang together by.
@@ -75,6 +86,7 @@ __all__ = [
     "for_engine",
     "fuse_activation",
     "fuse_clamps",
+    "fuse_hard_swish",
     "lower_padding",
     "merge_moves",
     "pad_to_same",
@@ -82,6 +94,7 @@ __all__ = [
     "remove_dead_ops",
     "remove_identities",
     "run_passes",
+    "separate_fixed",
     "share_duplicates",
     "squeeze_mean",
     "undo_concat_split",

@@ -1,30 +1,60 @@
-"""Fuses RELU and RELU6 into the op that computes their input."""
+"""Fuses RELU, RELU6 and RELU_N1_TO_1 into the op that computes their input."""
 
 from __future__ import annotations
 
-from tinykd.errors import UnsupportedModelError
-from tinykd.export.passes.rewrite import absorb, sole_producer
-from tinykd.ir import Graph
+import numpy as np
 
-_TAKES_ACTIVATION = ("conv_2d", "depthwise_conv_2d", "fully_connected", "add", "average_pool_2d", "max_pool_2d")
+from tinykd.export.passes.rewrite import absorb, sole_producer
+from tinykd.ir import Graph, Op
+
+_TAKES_ACTIVATION = (
+    "conv_2d",
+    "depthwise_conv_2d",
+    "fully_connected",
+    "add",
+    "sub",
+    "mul",
+    "average_pool_2d",
+    "max_pool_2d",
+)
 
 
 def fuse_activation(graph: Graph) -> Graph:
-    """Return the graph without separate activation ops.
+    """Return the graph with each activation in the op before it, where nothing else reads that op's output.
 
-    Raises:
-        UnsupportedModelError: an activation whose input is also read by something else.
+    The others stay ops of their own. The smaller of 1 and the larger of -1 and x is RELU_N1_TO_1.
     """
-    while True:
-        index = next((i for i, op in enumerate(graph.ops) if op.kind in ("relu", "relu6")), None)
-        if index is None:
-            return graph
-        op = graph.ops[index]
+    index = 0
+    while index < len(graph.ops):
+        fused = _fused(graph, index)
+        if fused is None:
+            index += 1
+        else:
+            graph, index = fused, max(index - 1, 0)
+    return graph
+
+
+def _fused(graph: Graph, index: int) -> Graph | None:
+    """Return the graph with the activation op `index` fused, or None."""
+    op = graph.ops[index]
+    if op.kind in ("relu", "relu6"):
         producer = sole_producer(graph, op, _TAKES_ACTIVATION)
         if producer is None or graph.ops[producer].attrs["activation"] not in ("none", op.kind):
-            raise UnsupportedModelError(
-                f"op {index} ({op.kind}, {op.source}) cannot be fused: its input is read elsewhere too, or is no "
-                "convolution, dense layer, addition or pooling",
-                "Use the activation directly behind the layer.",
-            )
-        graph = graph.with_ops(absorb(graph, producer, index, {"activation": op.kind}))
+            return None
+        return graph.with_ops(absorb(graph, producer, index, {"activation": op.kind}))
+    if not _bounds(graph, op, "minimum", 1.0):
+        return None
+    lower = sole_producer(graph, op, ("maximum",))
+    if lower is None or not _bounds(graph, graph.ops[lower], "maximum", -1.0):
+        return None
+    producer = sole_producer(graph, graph.ops[lower], _TAKES_ACTIVATION)
+    if producer is None or graph.ops[producer].attrs["activation"] != "none":
+        return None
+    ops = absorb(graph, producer, index, {"activation": "relu_n1_to_1"})
+    return graph.with_ops([other for other in ops if other is not graph.ops[lower]])
+
+
+def _bounds(graph: Graph, op: Op, kind: str, bound: float) -> bool:
+    """Whether an op is the maximum or minimum of an activation and the constant `bound`."""
+    data = graph.tensor(op.inputs[1]).data if op.kind == kind else None
+    return data is not None and data.size == 1 and float(np.ravel(data)[0]) == bound

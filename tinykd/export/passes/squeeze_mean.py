@@ -1,4 +1,4 @@
-"""Joins a global average pooling and the flattening behind it into one MEAN that drops H and W."""
+"""Joins a mean and the reshape behind it that drops the averaged axes, as in global average pooling and flattening."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from tinykd.ir import Graph
 
 
 def squeeze_mean(graph: Graph) -> Graph:
-    """Return the graph with `mean(keep_dims) -> reshape to (1, C)` replaced by `mean` without kept dimensions."""
+    """Return the graph with `mean(keep_dims) -> reshape without these axes` as one `mean` without kept dimensions."""
     for index in reversed(range(len(graph.ops))):
         op = graph.ops[index]
-        if op.kind != "reshape" or len(graph.tensor(op.outputs[0]).shape) != 2:
+        producer = sole_producer(graph, op, ("mean",)) if op.kind == "reshape" else None
+        if producer is None:
             continue
-        producer = sole_producer(graph, op, ("mean",))
-        if producer is not None:
+        axes = graph.ops[producer].attrs["axes"]
+        shape = graph.tensor(graph.ops[producer].inputs[0]).shape
+        if graph.tensor(op.outputs[0]).shape == tuple(dim for axis, dim in enumerate(shape) if axis not in axes):
             graph = graph.with_ops(absorb(graph, producer, index, {"keep_dims": False}))
     return graph
