@@ -195,6 +195,14 @@ class ExportConfig(_Section):
 
     calibration_images: int = Field(500, ge=1, description="images from the train split")
     calibration_seed: int = Field(0, ge=0)
+    method: Literal["minmax", "percentile", "mse", "entropy"] = Field(
+        "mse", description="how the ranges of activations are found"
+    )
+    bias_correction: bool = Field(True, description="take mean errors out of the biases, where that helps")
+    equalize: bool = Field(False, description="even out channels between layers first")
+    search: bool = Field(
+        False, description="give each activation the method that is best for the outputs, and equalise where that helps"
+    )
 
 
 class Recipe(_Section):
@@ -222,9 +230,13 @@ class Recipe(_Section):
         return yaml.safe_dump(self.to_dict(), sort_keys=False, width=100)
 
     def training_facts(self) -> dict[str, Any]:
-        """Return the sections that decide the training result; with `qat`, its first ranges come from `export`'s."""
-        sections = (*_TRAINING_SECTIONS, "qat", "export") if self.qat else _TRAINING_SECTIONS
-        return {key: value for key, value in self.to_dict().items() if key in sections}
+        """Return what decides the training result; with `qat`, its first ranges come from images of `export`."""
+        everything = self.to_dict()
+        facts = {key: everything[key] for key in _TRAINING_SECTIONS}
+        if self.qat:
+            facts["qat"] = everything["qat"]
+            facts["export"] = {key: everything["export"][key] for key in ("calibration_images", "calibration_seed")}
+        return facts
 
     def digest(self) -> str:
         """Return the SHA-256 (64 hex digits) of what decides the training result; name and description do not."""

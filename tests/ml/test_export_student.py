@@ -15,7 +15,7 @@ from tinykd.config import load_recipe
 from tinykd.data import load_dataset
 from tinykd.data.calibration import calibration_images
 from tinykd.errors import ArtifactError
-from tinykd.export import convert
+from tinykd.export import ptq
 from tinykd.train import train
 
 FILES = (export_stage.FLOAT_ONNX, export_stage.QDQ_ONNX, "model.tflite")
@@ -71,15 +71,15 @@ def test_no_pad_op_and_no_float_edge(run):
 def test_calibration_images_come_from_train_only(run, monkeypatch):
     """The images that reach the calibrator are training images, none of them a validation or test image."""
     seen = []
-    honest = convert.convert
-
-    def spy(float_onnx, images, *arguments, **options):
-        seen.append(images)
-        return honest(float_onnx, images, *arguments, **options)
-
-    monkeypatch.setattr(convert, "convert", spy)
-    export_stage.ensure_export(run, again=True)
+    honest = ptq.quantise_trained
     dataset = load_dataset(load_recipe("smoke").data)
+
+    def spy(graph, x, *arguments, **options):
+        seen.append(np.rint(x * dataset.std_level + dataset.mean_level).astype(np.uint8))
+        return honest(graph, x, *arguments, **options)
+
+    monkeypatch.setattr(ptq, "quantise_trained", spy)
+    export_stage.ensure_export(run, again=True)
     taken = {image.tobytes() for image in np.concatenate(seen)}
     assert taken <= {image.tobytes() for image in dataset.train.images}
     assert not taken & {image.tobytes() for split in (dataset.val, dataset.test) for image in split.images}

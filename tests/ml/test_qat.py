@@ -31,6 +31,7 @@ from tinykd.distill.base import DistillStep
 from tinykd.distill.kd import kd_loss
 from tinykd.errors import ArtifactError, ConfigError, UnsupportedModelError
 from tinykd.export import calibrate, convert, float_reference, quantize, reference
+from tinykd.export.ptq import PtqOptions
 from tinykd.formats import tflite, tflite_writer
 from tinykd.ir import Graph, Op, Quant, Tensor, verify
 from tinykd.ir.affine import activation_quant, affine_parameters
@@ -209,7 +210,8 @@ def test_untrained_student_exports_to_the_bytes_of_ptq() -> None:
     rounding = QuantStudent(lowered)
     ours = quantize.quantize(rounding.float_graph(), rounding.named_ranges(), lowered.input_quant)
     float_onnx = __import__("tinykd.formats.onnx_torch", fromlist=["x"]).export_torch(student, (3, 32, 32))
-    _, theirs = convert.convert(float_onnx, images, NORMALIZATION, name=spec.model)
+    plain = PtqOptions("minmax", bias_correction=False)
+    _, theirs = convert.convert(float_onnx, images, NORMALIZATION, name=spec.model, options=plain)
     assert tflite_writer.write(ours) == tflite_writer.write(theirs)
 
 
@@ -311,7 +313,7 @@ def test_every_op_computes_what_the_float_reference_does(name: str) -> None:
     """Paddings, strides, dilations, layouts and activations mean the same in torch and in the calibrator."""
     graph = CASES[name]()
     x = noise(6, *graph.tensor("x").shape[1:])
-    ranges = calibrate.calibrate(graph, x)
+    ranges = calibrate.calibrate(graph, x, "minmax")
     student = QuantStudent(Lowered(graph, ranges, Quant.per_tensor(0.05, 3)))
     student.fake_quant = False
     x_torch = torch.from_numpy(x if x.ndim == 2 else np.ascontiguousarray(x.transpose(0, 3, 1, 2)))

@@ -31,5 +31,6 @@ def lower_student(model: nn.Module, spec: ModelSpec, images: np.ndarray) -> Lowe
     shape = (spec.in_channels, spec.resolution, spec.resolution)
     graph = convert.lower(onnx_torch.export_torch(copy.deepcopy(model).cpu(), shape), spec.model)
     normalization = convert.Normalization(spec.mean_level, spec.std_level)
-    ranges = calibrate.calibrate(graph, normalization.to_float(images))
+    # Training follows the smallest and largest values from there.
+    ranges = calibrate.calibrate(graph, normalization.to_float(images), "minmax")
     return Lowered(graph, ranges, normalization.input_quant())

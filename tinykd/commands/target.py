@@ -26,7 +26,7 @@ class Target:
         name: for people, file names and the firmware. That of the recipe, not of the folder: the same recipe gives the
             same C wherever it runs.
         folder: RUN; its stages are `train/`, `export/`, `boards/<board>/{plan,build,bench}/` and `report/`.
-        exported: whether tinykd itself exported the model (then RUN knows its data set), or it is a third party's.
+        exported: whether tinykd trained and exported the model (then RUN knows its data set), or it is a third party's.
     """
 
     name: str
@@ -68,7 +68,7 @@ def resolve_target(path: str | Path, out: str | Path | None = None) -> Target:
     """
     path = Path(path)
     if path.is_file():
-        return Target(path.stem, path, Path(out) if out else RUNS / _safe(path.stem), exported=False)
+        return Target(path.stem, path, Path(out) if out else default_run(path), exported=False)
     folder = path if path.is_dir() else RUNS / path
     if not folder.is_dir():
         known = [run.name for run in RUNS.iterdir() if run.is_dir()] if RUNS.is_dir() else []
@@ -77,7 +77,14 @@ def resolve_target(path: str | Path, out: str | Path | None = None) -> Target:
             f"Runs here: {', '.join(sorted(known))}." if known else "There are no runs here yet: tinykd run RECIPE.",
         )
     exported = read_manifest(folder / "export", "export")
-    return Target(exported.results["name"], folder / "export" / MODEL_FILE, folder, exported=True)
+    # What was made from somebody's ONNX has no data set, either.
+    trained = (folder / "train").is_dir()
+    return Target(exported.results["name"], folder / "export" / MODEL_FILE, folder, exported=trained)
+
+
+def default_run(model: Path) -> Path:
+    """Return the RUN folder of a model that tinykd did not train, unless the user names one."""
+    return RUNS / _safe(model.stem)
 
 
 def _safe(name: str) -> str:

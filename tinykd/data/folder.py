@@ -63,6 +63,22 @@ def read(config: DataConfig) -> RawDataset:
     return RawDataset(everything.take(rest), everything.take(test), classes, provenance)
 
 
+def read_images(folder: Path, resolution: int, *, grey: bool, limit: int) -> Images:
+    """Return images below a folder, without classes: uint8 (N, resolution, resolution, 1 or 3), sorted by name.
+
+    Of more than `limit` images, evenly spread ones are taken.
+
+    Raises:
+        DataError: no image, or some cannot be decoded; the error names them.
+    """
+    paths = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    if not paths:
+        raise DataError(f"folder: no JPEG or PNG image in {folder}")
+    paths = [paths[index] for index in np.arange(min(limit, len(paths))) * len(paths) // min(limit, len(paths))]
+    _survey(paths, folder)
+    return _load([(path, 0) for path in paths], resolution, grey).images
+
+
 def _list_classes(folder: Path) -> dict[str, list[Path]]:
     """Return class -> image files, both sorted by name."""
     found = {

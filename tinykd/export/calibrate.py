@@ -1,64 +1,98 @@
-"""Finds the range of every activation on a calibration set."""
+"""Finds the range of every activation on a calibration set, in one pass and bounded memory."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from types import MappingProxyType
 
 import numpy as np
 
 from tinykd.errors import ConfigError, DataError, nearest
 from tinykd.export import float_reference
+from tinykd.export.ranges import METHODS, Histogram, Method, Range
 from tinykd.ir import Graph
+from tinykd.ir.affine import range_owners
 
-Range = tuple[float, float]
-
-# Which quantiles of an activation's values bound its range.
-METHODS: Mapping[str, Range] = MappingProxyType(
-    {
-        "minmax": (0.0, 1.0),
-        "percentile": (0.0001, 0.9999),
-    }
-)
-_SAMPLES_PER_BATCH = 20_000
+DEFAULT_METHOD = "mse"
+# Values of an activation that are counted, over all images, and at least of each one: the extremes see all of them.
+_COUNTED = 1 << 19
+_COUNTED_PER_IMAGE = 512
 
 
-def calibrate(graph: Graph, x: np.ndarray, method: str = "minmax") -> dict[str, Range]:
-    """Return the (low, high) range of every activation of a float graph.
+def calibrate(graph: Graph, x: np.ndarray, method: str = DEFAULT_METHOD) -> dict[str, Range]:
+    """Return the (low, high) range of every activation of a float graph that decides a quantisation.
 
     Args:
         graph: a float graph, activations fused.
         x: float32 (N, H, W, C), training images only.
-        method: "minmax", or "percentile": the 0.01 and 99.99 percentiles, means over batches.
+        method: a key of `METHODS`.
 
     Raises:
         ConfigError: an unknown method.
         DataError: no images, or an activation is not finite.
     """
-    if method not in METHODS:
-        raise ConfigError(
-            f"unknown calibration method '{method}'.{nearest(method, METHODS)}", f"Known: {list(METHODS)}."
-        )
+    return choose(observe(graph, x, counts=method_named(method).counts), method)
+
+
+def choose(histograms: Mapping[str, Histogram], method: str) -> dict[str, Range]:
+    """Return the range of each activation, from the counts that `observe` found.
+
+    Raises:
+        ConfigError: an unknown method.
+    """
+    return {name: method_named(method).choose(histogram) for name, histogram in histograms.items()}
+
+
+def observe(graph: Graph, x: np.ndarray, *, counts: bool = True) -> dict[str, Histogram]:
+    """Return what the activations that decide a quantisation (`range_owners`) are like on x.
+
+    Of large activations evenly spread elements are counted, other ones in each image; the extremes are exact.
+
+    Args:
+        graph: a float graph, activations fused.
+        x: float32 (N, H, W, C).
+        counts: False finds the extremes alone, which is faster.
+
+    Raises:
+        DataError: no images, or an activation is not finite.
+    """
     if len(x) == 0:
         raise DataError("calibration needs at least one image; the calibration set is empty")
-    low, high = METHODS[method]
-    ranges: dict[str, list[Range]] = {}
+    histograms = {name: Histogram() for name in range_owners(graph)}
+    per_image = max(_COUNTED_PER_IMAGE, _COUNTED // len(x))
+    seen = dict.fromkeys(histograms, 0)
 
-    def observe(name: str, value: np.ndarray) -> None:
-        if method == "minmax":
-            found = float(value.min()), float(value.max())
-        else:
-            step = max(1, value.size // _SAMPLES_PER_BATCH)
-            bounds = np.quantile(value.reshape(-1)[::step], (low, high))
-            found = float(bounds[0]), float(bounds[1])
-        if not np.isfinite(found).all():
+    def look(name: str, value: np.ndarray) -> None:
+        histogram = histograms.get(name)
+        if histogram is None:
+            return
+        low, high = float(value.min()), float(value.max())
+        if not (math.isfinite(low) and math.isfinite(high)):
             raise DataError(f"calibration: the activation '{name}' is not finite; the model's weights are broken")
-        ranges.setdefault(name, []).append(found)
+        histogram.widen(low, high)
+        if counts:
+            flat = value.reshape(-1)
+            stride = _stride(flat.size // len(value), per_image)
+            histogram.add(flat[-seen[name] % stride :: stride])
+            seen[name] += flat.size
 
-    float_reference.run(graph, x, observe=observe)
-    if method == "minmax":
-        return {name: (min(low for low, _ in found), max(high for _, high in found)) for name, found in ranges.items()}
-    return {
-        name: (float(np.mean([low for low, _ in found])), float(np.mean([high for _, high in found])))
-        for name, found in ranges.items()
-    }
+    float_reference.run(graph, x, observe=look)
+    return histograms
+
+
+def _stride(size: int, wanted: int) -> int:
+    """Return the smallest stride that takes at most about `wanted` of `size` elements and shares no divisor with size.
+
+    A stride that divides the number of channels would see some channels only, and the same ones in every image.
+    """
+    stride = -(-size // wanted)
+    while math.gcd(stride, size) > 1:
+        stride += 1
+    return stride
+
+
+def method_named(name: str) -> Method:
+    """Return a method of `METHODS`; ConfigError when there is none of that name."""
+    if name not in METHODS:
+        raise ConfigError(f"unknown calibration method '{name}'.{nearest(name, METHODS)}", f"Known: {list(METHODS)}.")
+    return METHODS[name]

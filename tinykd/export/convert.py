@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tinykd.export import calibrate as calibration
 from tinykd.export.passes import run_passes
-from tinykd.export.quantize import quantize
+from tinykd.export.ptq import PtqOptions, quantise_trained
 from tinykd.formats import onnx_reader
 from tinykd.ir import Graph, Quant
 
@@ -50,20 +49,21 @@ def lower(float_onnx: bytes, name: str) -> Graph:
 
 
 def convert(
-    float_onnx: bytes, images: np.ndarray, normalization: Normalization, *, name: str, method: str = "minmax"
+    float_onnx: bytes, images: np.ndarray, normalization: Normalization, *, name: str, options: PtqOptions | None = None
 ) -> tuple[Graph, Graph]:
-    """Return (float graph after all passes, int8 graph) of a student.
+    """Return (float graph that was quantised, int8 graph) of a student.
 
     Args:
         float_onnx: the float ONNX model.
         images: calibration images, uint8 (N, H, W, C), from the training split only.
         normalization: what training did to the pixels.
         name: the graphs' name.
-        method: how ranges are found, a key of `calibrate.METHODS`.
+        options: how it is quantised; None takes the defaults.
 
     Raises:
         UnsupportedModelError: the model has a node or a structure that has no int8 form.
     """
-    graph = lower(float_onnx, name)
-    ranges = calibration.calibrate(graph, normalization.to_float(images), method)
-    return graph, quantize(graph, ranges, normalization.input_quant())
+    quantised = quantise_trained(
+        lower(float_onnx, name), normalization.to_float(images), normalization.input_quant(), options
+    )
+    return quantised.float_graph, quantised.graph
