@@ -11,7 +11,7 @@ from tinykd.export.passes.remove_channels import kept_channels, remove_channels
 from tinykd.export.passes.value_ranges import value_ranges
 from tinykd.export.proof import prove, proving_inputs
 from tinykd.formats import tflite_writer
-from tinykd.ir import Op, Quant, graph_macs, verify
+from tinykd.ir import Graph, Op, Quant, Tensor, graph_macs, verify
 
 SEEDS = st.integers(0, 10_000)
 ONE_BY_ONE = {"kernel": (1, 1)}
@@ -309,6 +309,86 @@ def test_a_bias_that_would_overflow_is_left_alone():
     bounds = value_ranges(graph)[graph.outputs[0]]
     assert not bounds.fixed_channels().any(), "wrapping sums reach every value of the clamp"
     assert [kept_channels(graph)[op.outputs[0]].sum() for op in graph.ops] == [6, 5]
+
+
+def test_constants_of_a_concatenation_are_cut():
+    """What is joined to a map and read by nobody goes, channel by channel, and a constant that is empty goes whole."""
+    builder = start(2)
+    quant = builder.tensors[builder.x].quant
+    names = [builder.x]
+    for name, depth in (("first", 3), ("second", 1)):
+        data = builder.rng.integers(-128, 128, (1, 7, 7, depth)).astype(np.int8)
+        builder.tensors[name] = Tensor(name, data.shape, "int8", quant, data)
+        names.append(name)
+    builder._emit("concatenation", tuple(names), (1, 7, 7, 6), quant, axis=3)
+    builder.conv(4, (3, 3))
+    unread(builder, 2, [0, 3, 5])
+    smaller = removed(builder.graph())
+    assert channels(smaller) == [1, 3, 4]
+    assert [smaller.tensor(name).shape[-1] for name in smaller.ops[1].inputs] == [1, 2]
+
+
+def test_parts_of_a_split_and_a_slice_lose_their_own_channels():
+    """SPLIT and STRIDED_SLICE along the channels keep what their readers read."""
+    builder = start(8)
+    x, quant = builder.x, builder.tensors[builder.x].quant
+    parts = tuple(builder.activation(f"part{i}", (1, 7, 7, size), quant) for i, size in enumerate((3, 5)))
+    builder.ops.append(Op("split", (x,), parts, {"axis": 3}, "split"))
+    ends = []
+    for number, part in enumerate(parts):
+        builder.x = part
+        ends.append(builder.conv(2, (3, 3)))
+        unread(builder, 2 + number, [0, 2])
+    builder.x = parts[1]
+    attrs = {"begin": (0, 0, 0, 1), "end": (1, 7, 7, 4), "strides": (1, 1, 1, 1), "shrink_axes": ()}
+    builder._emit("strided_slice", (parts[1],), (1, 7, 7, 3), quant, **attrs)
+    builder.conv(2, (3, 3))
+    unread(builder, 5, [1])
+    graph = builder.graph()
+    graph = verify(Graph("three", graph.tensors, graph.ops, graph.inputs, (*ends, builder.x)))
+    smaller = removed(graph)
+    assert [smaller.tensor(name).shape[-1] for name in parts] == [1, 3]
+    assert (smaller.ops[4].attrs["begin"][-1], smaller.ops[4].attrs["end"][-1]) == (0, 2)
+
+
+def test_channels_added_by_a_pad_leave_with_those_around():
+    """PAD over the channels (a shortcut that widens) keeps as many as are read."""
+    builder = start(4)
+    quant = builder.tensors[builder.x].quant
+    builder._emit("pad", (builder.x,), (1, 7, 7, 9), quant, paddings=((0, 0), (0, 0), (0, 0), (2, 3)), value=11)
+    builder.conv(3, (3, 3))
+    unread(builder, 2, [0, 3, 8])
+    smaller = removed(builder.graph())
+    assert channels(smaller) == [3, 6, 3]
+    assert smaller.ops[1].attrs["paddings"][-1] == (1, 2)
+
+
+def test_constant_operands_are_cut_with_their_channels():
+    """One value per channel is cut, one value for all is not."""
+    for shape in ((1, 1, 1, 6), (1,)):
+        builder = start()
+        silence(builder, 0, [2, 3], 0)
+        data = np.full(shape, 5, np.int8)
+        builder.tensors["c"] = Tensor("c", shape, "int8", FULL, data)
+        builder._emit("mul", ("c", builder.x), (1, 7, 7, 6), activation="none")
+        builder.conv(3, (1, 1))
+        smaller = removed(builder.graph())
+        assert channels(smaller) == [4, 4, 3]
+        assert smaller.tensor(smaller.ops[1].inputs[0]).shape == ((1, 1, 1, 4) if len(shape) == 4 else (1,))
+
+
+def test_an_operand_of_one_channel_serves_them_all():
+    """Broadcast over the channels: it belongs to no single one, and stays."""
+    builder = start()
+    x = builder.x
+    builder.conv(1, (1, 1))
+    gate = builder.x
+    silence(builder, 0, [2, 3], 0)
+    edit(builder, "w1", lambda data: data.__setitem__((..., [0]), 0))
+    builder._emit("mul", (x, gate), (1, 7, 7, 6), activation="none")
+    builder.conv(3, (1, 1))
+    unread(builder, 3, [0, 1])
+    assert channels(removed(builder.graph())) == [3, 1, 3, 3]
 
 
 def test_weights_that_two_ops_share_are_cut_for_each():

@@ -86,7 +86,11 @@ def _oracle_run(model: bytes, interpreter: oracle.Oracle) -> _Run:
         for sample in range(count):
             values = [inputs[name][sample].reshape(graph.tensor(name).shape) for name in graph.inputs]
             samples.append(interpreter.invoke_many(values, len(graph.outputs)))
-        return [np.stack(outputs) for outputs in zip(*samples, strict=True)]
+        shapes = [graph.tensor(name).shape[1:] for name in graph.outputs]
+        return [
+            np.stack(outputs).reshape(count, *shape)
+            for outputs, shape in zip(zip(*samples, strict=True), shapes, strict=True)
+        ]
 
     return run
 

@@ -33,13 +33,13 @@ class ChannelGroups:
             self.names.append(name)
             total += graph.tensor(name).shape[-1]
         self._parent = np.arange(total)
-        pins = [self._units(name) for name in (*graph.inputs, *graph.outputs, *graph.variables())]
+        self._pins = [self._units(name) for name in (*graph.inputs, *graph.outputs, *graph.variables())]
         for op in graph.ops:
             if not self._link(op):
-                pins += [self._units(name) for name in (*op.inputs, *op.outputs)]
+                self._pins += [self._units(name) for name in (*op.inputs, *op.outputs)]
         self._root = np.array([self._find(unit) for unit in range(total)], np.int64)
         self.pinned = np.zeros(total, bool)
-        for units in pins:
+        for units in self._pins:
             self.pinned[self._root[units]] = True
 
     def of(self, name: str) -> np.ndarray:
@@ -84,7 +84,9 @@ class ChannelGroups:
         if op.kind == "depthwise_conv_2d":
             return len(units) > 0 and self._join(np.repeat(units, y[-1] // x[-1]), out)
         if op.kind in BINARY:
-            return all(self._link_operand(name, out) for name in op.inputs)
+            for name in op.inputs:
+                self._link_operand(name, out)
+            return True
         if op.kind == "concatenation":
             return self._link_parts(op, op.inputs, out)
         if op.kind == "split":
@@ -104,12 +106,13 @@ class ChannelGroups:
             return self._join(units[op.attrs["begin"][-1] : op.attrs["end"][-1]], out)
         return False
 
-    def _link_operand(self, name: str, out: np.ndarray) -> bool:
+    def _link_operand(self, name: str, out: np.ndarray) -> None:
         units = self._units(name)
-        if self._graph.tensor(name).is_constant:
-            return True
-        # An operand of one channel serves all channels of the output.
-        return len(units) == len(out) and self._join(units, out)
+        if len(units) == len(out):
+            self._join(units, out)
+        else:
+            # A constant has no units and is cut with the output; an operand of one channel serves all of them.
+            self._pins.append(units)
 
     def _link_parts(self, op: Op, parts: tuple[str, ...], whole: np.ndarray) -> bool:
         shapes = [self._graph.tensor(name).shape for name in parts]

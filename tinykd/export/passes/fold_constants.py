@@ -69,7 +69,8 @@ def _is_operand(graph: Graph, name: str, readers: list[Op], bounds: dict[str, Bo
         return False
     for op in readers:
         others = [other for other in op.inputs if other != name]
-        if op.kind not in _TAKES_CONSTANT or not others or graph.tensor(others[0]).is_constant:
+        # Something has to be left that is computed: an op of constants only is folded itself, or writes an output.
+        if op.kind not in _TAKES_CONSTANT or not others or bounds[others[0]].fixed.all():
             return False
         if graph.tensor(others[0]).shape != graph.tensor(op.outputs[0]).shape:
             return False

@@ -219,13 +219,14 @@ def _bias_quant(graph: Graph, op: Op) -> Quant:
 
 
 def _cut_constants(graph: Graph, op: Op, y: np.ndarray, new: _Constants) -> tuple[str, ...]:
-    """Return the inputs of a concatenation whose constants lost the channels that the output lost."""
+    """Return the inputs of a concatenation without the channels of constants, or whole constants, that it lost."""
     names, start = [], 0
     along_channels = op.attrs["axis"] == len(graph.tensor(op.outputs[0]).shape) - 1
     for name in op.inputs:
         count = graph.tensor(name).shape[-1]
         mask = y[start : start + count] if along_channels else y
-        names.append(new.slice_last(name, mask))
+        if mask.any():
+            names.append(new.slice_last(name, mask))
         start += count
     return tuple(names)
 
