@@ -100,7 +100,7 @@ class Builder:
         op = Op(kind, inputs, (name,), attrs, name)
         if shape is None:
             shape = output_shapes(Graph("", self.tensors, (), (), ()), op)[0]
-        if dtype == "int32":
+        if kind == "arg_max":
             self.tensors[name] = Tensor(name, shape, dtype)
         else:
             self.activation(name, shape, quant, dtype)
@@ -253,8 +253,8 @@ class Builder:
         fixed = {"logistic": Quant.per_tensor(1 / 256, -128), "tanh": Quant.per_tensor(1 / 128, 0)}
         return self._emit(kind, (self.x,), None, fixed.get(kind, quant), **attrs)
 
-    def quantize(self, quant=None):
-        return self._emit("quantize", (self.x,), None, quant)
+    def quantize(self, quant=None, dtype="int8"):
+        return self._emit("quantize", (self.x,), None, quant, dtype)
 
     def dequantize(self):
         return self._emit("dequantize", (self.x,), None, None, "float32")

@@ -1,11 +1,13 @@
 """The NumPy integer reference against TFLite Micro, bit for bit."""
 
+import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from graphs import Builder, needs_oracle, needs_public_models, public_models, random_network
 
+from tinykd.errors import InternalError, UnsupportedModelError
 from tinykd.export import oracle, parity, reference
 from tinykd.formats import tflite, tflite_writer
 
@@ -66,11 +68,24 @@ def test_random_networks_equal_tflite_micro(seed):
 @needs_public_models
 @pytest.mark.parametrize("path", public_models(), ids=lambda path: path.stem)
 def test_public_models_equal_tflite_micro(path):
-    """Every activation of the public models equals TFLite Micro's, for extreme and random inputs."""
+    """Every activation of the public models equals TFLite Micro's, for 50 extreme and random inputs."""
     graph = tflite.read(path)
-    result = parity.compare(graph, path.read_bytes(), parity.test_inputs(graph, 6, seed=0))
+    result = parity.compare(graph, path.read_bytes(), parity.sample_inputs(graph, 50, seed=0))
     assert result.first_mismatch is None, result.first_mismatch.describe()
-    assert result.ops_checked == len(graph.ops)
+    assert (result.samples, result.ops_checked) == (50, len(graph.ops))
+
+
+@needs_public_models
+def test_a_thousand_images_take_less_than_a_minute():
+    """MLPerf Tiny's ResNet-8 on 100 images takes less than 6 s, a tenth of a minute."""
+    paths = [path for path in public_models() if "Resnet" in path.name]
+    assert paths
+    graph = tflite.read(paths[0])
+    x = parity.test_inputs(graph, 100, seed=0)
+    started = time.perf_counter()
+    outputs = reference.run_output(graph, x)
+    assert time.perf_counter() - started < 6.0
+    assert outputs.shape == (100, 10)
 
 
 def test_batches_do_not_change_the_result():
@@ -80,6 +95,70 @@ def test_batches_do_not_change_the_result():
     whole = reference.run_output(graph, x, batch=64)
     assert np.array_equal(whole, reference.run_output(graph, x, batch=2))
     assert len(np.unique(whole)) > 1
+
+
+def test_batches_of_a_stream_do_not_change_the_result():
+    """Consecutive inferences carry the state over the borders of batches; without a stream nothing is carried."""
+    builder = Builder(np.random.default_rng(8), (1, 12))
+    builder.svdf(5, memory=4)
+    graph, x = builder.graph(), builder.inputs(23)
+    whole = reference.run(graph, x, keep_all=True, stream=True)
+    cut = reference.run(graph, x, keep_all=True, stream=True, batch=2)
+    assert all(np.array_equal(whole[name], cut[name]) for name in whole)
+    apart = reference.run(graph, x, keep_all=True)
+    assert np.array_equal(apart[builder.x], reference.run(graph, x, batch=2)[builder.x])
+    assert np.array_equal(apart[builder.x][0], whole[builder.x][0])
+    assert not np.array_equal(apart[builder.x][1:], whole[builder.x][1:])
+    state = graph.variables()[0]
+    assert whole[state].shape == (23, 20)
+    assert np.array_equal(whole[state].reshape(23, 5, 4)[1:, :, :-1], whole[state].reshape(23, 5, 4)[:-1, :, 1:])
+
+
+def test_activations_have_their_batch_dimension_in_front():
+    """Values are (N, *shape without the batch); a first dimension that is no batch stays behind N."""
+    builder = Builder(np.random.default_rng(0), (1, 6, 4))
+    rows = builder.reshape((6, 4))
+    builder.mean(axes=(1,))
+    values = reference.run(builder.graph(), builder.inputs(3), keep_all=True)
+    assert values["input"].shape == (3, 6, 4)
+    assert values[rows].shape == (3, 6, 4)
+    assert values[builder.x].shape == (3, 6)
+
+
+@pytest.mark.parametrize(
+    ("x", "told"),
+    [
+        ({"wrong": np.zeros((1, 4), np.int8)}, "inputs ['wrong'] given"),
+        (np.zeros((1, 4), np.int16), "is int16 [1, 4]; it takes int8"),
+        (np.zeros((1, 5), np.int8), "is int8 [1, 5]; it takes int8 samples of [1, 4]"),
+        (np.zeros((0, 4), np.int8), "is int8 [0, 4]"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_refused(x, told):
+    """A wrong name, type or size of an input is a bug of the caller, and told with both sides."""
+    builder = Builder(np.random.default_rng(0), (1, 4))
+    builder.unary("relu")
+    with pytest.raises(InternalError) as error:
+        reference.run(builder.graph(), x)
+    assert told in str(error.value)
+
+
+def test_inputs_of_different_lengths_are_refused():
+    """Each input has as many samples as the others."""
+    builder = Builder(np.random.default_rng(0), (1, 4))
+    builder.add(builder.input("other", (1, 4)))
+    with pytest.raises(InternalError, match="different numbers of samples"):
+        reference.run(builder.graph(), {"input": np.zeros((2, 4), np.int8), "other": np.zeros((3, 4), np.int8)})
+
+
+def test_an_op_without_integer_form_is_refused():
+    """A batch normalisation belongs to float graphs only."""
+    builder = Builder(np.random.default_rng(0), (1, 4))
+    builder.unary("relu")
+    graph = builder.graph()
+    other = replace(graph, ops=(replace(graph.ops[0], kind="batch_norm"),))
+    with pytest.raises(UnsupportedModelError, match="no integer reference"):
+        reference.run(other, builder.inputs(1))
 
 
 @needs_oracle

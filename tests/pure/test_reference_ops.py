@@ -149,6 +149,17 @@ def test_quantize_of_every_type_equals_tflite_micro(dtype, seed):
 
 
 @needs_oracle
+@pytest.mark.parametrize(("source", "target"), [("int8", "uint8"), ("int8", "int16"), ("int8", "int32")])
+def test_quantize_to_every_type_equals_tflite_micro(source, target):
+    """QUANTIZE from int8 clamps to the range of its output's type."""
+    builder = Builder(np.random.default_rng(1), ROW, source)
+    for scale in (0.001, 0.05, 3.0):
+        builder.x = "input"
+        builder.quantize(Quant.per_tensor(scale, 7 if target == "uint8" else 0), target)
+    check(builder, count=40, outputs=[op.outputs[0] for op in builder.ops])
+
+
+@needs_oracle
 def test_quantize_of_special_floats_equals_tflite_micro():
     """Halves go away from zero; NaN, infinities and what int32 cannot hold become what the wheel makes of them."""
     scale = float(np.float32(0.1))
