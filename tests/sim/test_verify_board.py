@@ -45,7 +45,7 @@ def test_every_activation_of_the_firmware_is_equal(model: Path) -> None:
     )
     assert done.exception is None, done.exception
     result: dict[str, Any] = json.loads(done.stdout)
-    graph = random_network(11).graph()
+    graph = resolve_target(model, model.parent / "run").engine_graph()
     assert result["oracle"] == f"firmware ({BOARD}, unicorn)"
     assert (result["mismatches"], result["ops_checked"]) == (0, len(graph.ops))
     activations = sum(graph.tensor(op.outputs[0]).num_elements for op in graph.ops)
@@ -57,7 +57,7 @@ def test_a_wrong_activation_on_the_device_is_found(model: Path) -> None:
     target, board = resolve_target(model, model.parent / "run"), load_board(BOARD)
     built = ensure_build(target, board)
     plan, _ = ensure_plan(target, board)
-    graph = target.graph()
+    graph = target.engine_graph()
     number = len(graph.ops) // 2
     name = graph.ops[number].outputs[0]
     moved = tuple(

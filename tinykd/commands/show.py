@@ -44,16 +44,20 @@ def command(target: str, number: int | None, svg: str | None, out: str | None, a
 
     resolved = resolve_target(target, out)
     graph = resolved.graph()
-    plan = plan_graph(graph)
-    buffers = find_buffers(graph, ENGINE_ALIGNMENT_BYTES, alias=True)
-    table = graph_table.rows(graph, live_bytes(buffers, len(graph.ops), ENGINE_ALIGNMENT_BYTES))
+    engine = resolved.engine_graph()
+    plan = plan_graph(engine)
+    # Ops that the engine leaves out (a pad that became part of a convolution) have no bytes of their own.
+    buffers = find_buffers(engine, ENGINE_ALIGNMENT_BYTES, alias=True)
+    live = live_bytes(buffers, len(engine.ops), ENGINE_ALIGNMENT_BYTES)
+    by_output = {op.outputs[0]: count for op, count in zip(engine.ops, live, strict=True)}
+    table = graph_table.rows(graph, [by_output.get(op.outputs[0]) for op in graph.ops])
     one = None if number is None else graph_details.details(graph, table, number)
     sums = {
         **graph_table.totals(graph, table),
         "file_bytes": resolved.model.stat().st_size,
         "arena_bytes": plan.arena_bytes,
         "lower_bound_bytes": plan.lower_bound_bytes,
-        "peak_op": plan.peak_op,
+        "peak_op": graph.producers()[engine.ops[plan.peak_op].outputs[0]],
         "tflm_head_bytes": plan_for_tflm(graph).arena_bytes,
     }
     drawing = None
@@ -123,7 +127,7 @@ def _columns(table: Sequence[OpRow]) -> dict[str, list[str]]:
         "details": [" ".join(filter(None, (row.detail, row.activation))) for row in table],
         "MACs": [f"{row.macs:,}" if row.macs else "" for row in table],
         "constants B": [f"{row.weight_bytes:,}" if row.weight_bytes else "" for row in table],
-        "arena B": [f"{row.live_bytes:,}" for row in table],
+        "arena B": ["" if row.live_bytes is None else f"{row.live_bytes:,}" for row in table],
     }
 
 

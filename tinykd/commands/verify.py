@@ -63,7 +63,7 @@ def command(
     rows: list[dict[str, Any]] = []
     results: list[Parity] = []
     for name in _chosen(names, resolved, board):
-        answer = _ask(name, resolved, graph, x, stream, board, sim, port, required=name in names)
+        answer = _ask(name, resolved, graph, x, seed, stream, board, sim, port, required=name in names)
         if isinstance(answer, dict):
             rows.append(answer)
         else:
@@ -103,6 +103,7 @@ def _ask(
     target: Target,
     graph: Graph,
     x: dict[str, Any],
+    seed: int,
     stream: bool,
     board: str | None,
     sim: str,
@@ -118,8 +119,11 @@ def _ask(
 
     if name == FIRMWARE:
         assert board is not None
-        with device_judge(target, load_board(board), sim, port) as judge:
-            return parity.compare_judge(graph, judge, x, stream=stream)
+        # The firmware computes the graph between the conversions at its edges, with its pads folded.
+        engine = target.engine_graph()
+        inner = parity.sample_inputs(engine, len(next(iter(x.values()))), seed)
+        with device_judge(target, engine, load_board(board), sim, port) as judge:
+            return parity.compare_judge(engine, judge, inner, stream=stream)
     if name in oracles.ORACLES and not oracles.ORACLES[name].is_available and not required:
         return {"oracle": name, "status": "missing", "install": oracles.ORACLES[name].install}
     try:

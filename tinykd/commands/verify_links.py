@@ -85,8 +85,11 @@ def fake_quant_judge(target: Target, graph: Graph) -> FakeQuantJudge:
 
 
 @contextmanager
-def device_judge(target: Target, board: Board, sim: str, port: str | None) -> Iterator[DeviceJudge]:
+def device_judge(target: Target, graph: Graph, board: Board, sim: str, port: str | None) -> Iterator[DeviceJudge]:
     """Build the firmware and open it in an emulator, or on the board at a serial port ("auto" looks for it).
+
+    Args:
+        graph: the target's `engine_graph`.
 
     Raises:
         DoesNotFitError, ToolchainError: from the build.

@@ -42,7 +42,7 @@ class OpRow:
         macs: multiply-accumulates.
         parameters: constants that training found (weights, biases), in elements.
         weight_bytes: bytes of its constants; one that several ops share counts for the first.
-        live_bytes: arena bytes that are in use while it runs; None when nobody planned.
+        live_bytes: arena bytes that are in use while it runs; None for an op that does not run, or was not planned.
     """
 
     op: int
@@ -75,7 +75,7 @@ def value_of(tensor: Tensor) -> Value:
     )
 
 
-def rows(graph: Graph, live_bytes: Sequence[int] | None = None) -> list[OpRow]:
+def rows(graph: Graph, live_bytes: Sequence[int | None] | None = None) -> list[OpRow]:
     """Return a row for each op; `live_bytes` are the arena bytes in use during each."""
     seen: set[str] = set()
     result = []
