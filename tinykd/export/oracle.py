@@ -81,8 +81,12 @@ class Oracle:
         return np.array(self._interpreter.get_output(0))
 
     def outputs(self, x: np.ndarray) -> np.ndarray:
-        """Return the outputs for inputs (N, ...) as int8 (N, elements)."""
-        return np.stack([self.invoke(sample).reshape(-1) for sample in x])
+        """Return the outputs for inputs (N, ...) as (N, elements); each input stands for itself."""
+        return np.stack([self._invoke_fresh(sample).reshape(-1) for sample in x])
+
+    def _invoke_fresh(self, x: np.ndarray) -> np.ndarray:
+        self.reset()
+        return self.invoke(x)
 
     def tensor(self, index: int) -> np.ndarray:
         """Return the value of tensor `index` of the `.tflite` after `invoke`; needs keep_all."""

@@ -90,7 +90,16 @@ def check(graph: Graph, plan: MemoryPlan, *, variables: bool = True) -> int:
         read(name, "the caller")
     for name in graph.variables() if variables else ():
         read(name, "the next inference")
-    needed_peak = _needed(graph, plan, activations)
+    for item in plan.placements:
+        if item.alias_of is not None:
+            inside = item.offset - where[item.alias_of].offset
+            whole = numbers[item.alias_of].reshape(-1)[inside : inside + item.num_bytes]
+            if not np.array_equal(whole, numbers[item.tensor].reshape(-1)):
+                raise InternalError(
+                    f"plan of '{graph.name}': '{item.tensor}' at {item.offset} is not what '{item.alias_of}', whose "
+                    "bytes it claims to share, has there"
+                )
+    needed_peak = _needed(graph, plan)
     if plan.lower_bound_bytes > needed_peak:
         raise InternalError(
             f"plan of '{graph.name}' claims a lower bound of {plan.lower_bound_bytes} B; "
@@ -136,7 +145,7 @@ def _moved(graph: Graph, op: Op, numbers: dict[str, np.ndarray]) -> list[np.ndar
     return [cut.reshape(*graph.tensor(op.outputs[0]).shape, x.shape[-1])]
 
 
-def _needed(graph: Graph, plan: MemoryPlan, activations: list[str]) -> int:
+def _needed(graph: Graph, plan: MemoryPlan) -> int:
     """Return the bytes that no plan can do without in which the same activations share bytes."""
     written = {name: index for index, op in enumerate(graph.ops) for name in op.outputs}
     spans: dict[str, tuple[int, int]] = {}

@@ -47,16 +47,32 @@ def find_buffers(graph: Graph, alignment_bytes: int, *, alias: bool) -> list[Buf
         names = (*graph.inputs, *(name for op in graph.ops for name in op.outputs))
         return _buffers(graph, {name: Group({name: 0}, graph.tensor(name).num_bytes) for name in names})
 
-    def peak(candidate: list[Buffer]) -> int:
-        return max(live_bytes(candidate, len(graph.ops), alignment_bytes))
+    without = _worth_copying(graph, alignment_bytes)
+    return _buffers(graph, find_groups(graph, alignment_bytes, without))
 
+
+def _worth_copying(graph: Graph, alignment_bytes: int) -> frozenset[int]:
+    """Return the ops whose pieces are copied because sharing would raise the peak: it keeps wholes alive for longer.
+
+    A greedy choice, never worse than to copy all of them.
+    """
+
+    def peak(without: frozenset[int]) -> int:
+        buffers = _buffers(graph, find_groups(graph, alignment_bytes, without))
+        return max(live_bytes(buffers, len(graph.ops), alignment_bytes))
+
+    candidates = frozenset(optional_ops(graph))
     without: frozenset[int] = frozenset()
-    best = _buffers(graph, find_groups(graph, alignment_bytes, without))
-    for index in optional_ops(graph):
-        candidate = _buffers(graph, find_groups(graph, alignment_bytes, without | {index}))
-        if peak(candidate) < peak(best):
-            without, best = without | {index}, candidate
-    return best
+    best = peak(without)
+    for index in sorted(candidates):
+        if (found := peak(without | {index})) < best:
+            without, best = without | {index}, found
+    if (found := peak(candidates)) < best:
+        without, best = candidates, found
+    for index in sorted(without):
+        if (found := peak(without - {index})) <= best:
+            without, best = without - {index}, found
+    return without
 
 
 def _buffers(graph: Graph, groups: dict[str, Group]) -> list[Buffer]:
