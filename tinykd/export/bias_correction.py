@@ -38,6 +38,11 @@ class Correction:
     sqnr_before_db: float
     sqnr_after_db: float
 
+    @property
+    def sqnr_db(self) -> float:
+        """The SQNR of the outputs of `graph` on the judging images."""
+        return self.sqnr_after_db if self.applied else self.sqnr_before_db
+
 
 def correct_biases(
     float_graph: Graph, graph: Graph, x: np.ndarray, *, tick: Callable[[], None] | None = None

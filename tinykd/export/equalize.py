@@ -48,7 +48,7 @@ class _Pair:
     first: Op
     second: Op
     between: tuple[str, ...]
-    """The activations from the first's output to the second's input."""
+    """The activations from the first op's output to the second's input, both included."""
 
 
 def channel_peaks(graph: Graph, x: np.ndarray) -> dict[str, np.ndarray]:
@@ -101,7 +101,7 @@ def equalize(graph: Graph, peaks: Mapping[str, np.ndarray], input_range: tuple[f
                 continue
             largest_move = max(largest_move, move)
             graph = _scale(graph, pair, factors)
-            for name in (*pair.first.outputs, *pair.between):
+            for name in pair.between:
                 peaks[name] = peaks[name] / factors
                 bounds[name] = bounds[name] / factors
             moved.add(number)

@@ -89,13 +89,21 @@ def quantise_trained(
             graph, histograms, equalized = _better(graph, histograms, equalized, x, input_quant)
         step = tick("Searching ranges", len(graph.ops)) if tick else None
         found = search(graph, x, histograms, input_quant, evaluations=options.evaluations, tick=step)
-    ranges = found.ranges if found else choose(histograms, options.method)
-    int8, correction = quantize(graph, ranges, input_quant), None
+    int8, correction = quantize(graph, found.ranges if found else choose(histograms, options.method), input_quant), None
     if options.bias_correction:
-        step = tick("Correcting biases", len(graph.ops)) if tick else None
-        correction = correct_biases(graph, int8, x, tick=step)
+        correction = _corrected(graph, int8, x, tick)
+        if found and found.improves:
+            # Corrected biases may make good for more than the ranges did: the better of both.
+            uniform = quantize(graph, choose(histograms, found.start), input_quant)
+            other = _corrected(graph, uniform, x, tick)
+            if other.sqnr_db > correction.sqnr_db:
+                correction, found = other, found.withdrawn()
         int8 = correction.graph
     return Quantised(graph, int8, equalized.pairs, correction, found)
+
+
+def _corrected(graph: Graph, int8: Graph, x: np.ndarray, tick: Tick | None) -> Correction:
+    return correct_biases(graph, int8, x, tick=tick("Correcting biases", len(graph.ops)) if tick else None)
 
 
 def _equalized(graph: Graph, x: np.ndarray, input_quant: Quant) -> Equalized:

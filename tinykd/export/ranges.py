@@ -123,7 +123,8 @@ def percentile(histogram: Histogram) -> Range:
     after = before + histogram.zeros
     before = np.concatenate([before[left], [before[at], after[at]], after[right]])
     low, high = np.interp([TAIL * histogram.total, (1 - TAIL) * histogram.total], before, edges)
-    return max(float(low), histogram.low), min(float(high), histogram.high)
+    low, high = np.clip([low, high], histogram.low, histogram.high)
+    return float(low), float(high)
 
 
 def squared_error(histogram: Histogram, low: np.ndarray, high: np.ndarray) -> np.ndarray:

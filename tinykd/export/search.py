@@ -8,7 +8,7 @@ Half of the images decide, the other half judges: what does not help there is no
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -28,7 +28,7 @@ class Found:
     """What a search came to.
 
     Attributes:
-        ranges: (low, high) of each activation that has a quantisation of its own.
+        ranges: (low, high) of each activation that decides a quantisation.
         methods: which method each of them is from.
         start: the method that was best for all of them at once.
         evaluations: runs of the network, or of its rest, that were made.
@@ -41,6 +41,15 @@ class Found:
     evaluations: int
     error_start: float
     error_found: float
+
+    @property
+    def improves(self) -> bool:
+        """Whether some activation has another method than `start`."""
+        return any(method != self.start for method in self.methods.values())
+
+    def withdrawn(self) -> Found:
+        """Return the record of a search whose ranges were not taken in the end."""
+        return replace(self, methods=dict.fromkeys(self.methods, self.start), error_found=self.error_start)
 
 
 def search(
