@@ -9,10 +9,12 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
-from tinykd.errors import ConfigError, InvalidModelError, TinykdError
+from tinykd.errors import ConfigError, InvalidModelError, TinykdError, UnsupportedModelError
 from tinykd.formats.tflite_reader import Reader
 from tinykd.formats.tflite_schema import FILE_IDENTIFIER
 from tinykd.ir import Graph
+
+MAX_FILE_BYTES = 1 << 27
 
 
 def read(path: Path | str, name: str = "") -> Graph:
@@ -29,9 +31,12 @@ def read(path: Path | str, name: str = "") -> Graph:
     """
     path = Path(path)
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
+    if len(data) > MAX_FILE_BYTES:
+        raise UnsupportedModelError(f"{path} is larger than {MAX_FILE_BYTES} B: no model for a microcontroller")
     return read_bytes(data, name or path.stem)
 
 

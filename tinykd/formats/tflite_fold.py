@@ -27,7 +27,9 @@ def fold(source: Source, builtin: int) -> np.ndarray | None:
         InvalidModelError: the op contradicts itself.
     """
     folder = _FOLDERS.get(builtin)
-    if folder is None or len(source.outputs) != 1 or source.output().dtype not in _INTEGERS:
+    if folder is None or len(source.outputs) != 1 or not 1 <= len(source.inputs) <= MAX_VALUES:
+        return None
+    if source.output().dtype not in _INTEGERS:
         return None
     values = []
     if builtin != _BUILTIN.SHAPE:

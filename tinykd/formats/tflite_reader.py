@@ -14,13 +14,17 @@ from tinykd.formats.tflite_codec import Codec
 from tinykd.formats.tflite_fold import fold
 from tinykd.formats.tflite_ops import CODEC_OF_BUILTIN
 from tinykd.formats.tflite_refusals import builtin_advice, dynamic_advice
-from tinykd.formats.tflite_rules import check_op, check_tensor, check_type
+from tinykd.formats.tflite_rules import check_op, check_size, check_tensor, check_type
 from tinykd.formats.tflite_schema import BUILTIN_NAMES, TYPE_NAMES
 from tinykd.formats.tflite_source import RawTensor, Source
 from tinykd.ir import DTYPES, Graph, Op, Quant, Tensor, verify
 
 MAX_OPS = 1 << 14
+MAX_CODES = 1 << 12
 MAX_TENSORS = 1 << 16
+MAX_DIMENSIONS = 32
+MAX_LIST_BYTES = 1 << 24
+"""Of all names, shapes and lists of a file: beyond it the file is no model, but made to exhaust its reader."""
 _SHAPE_DTYPES = {**DTYPES, "int64": np.dtype(np.int64)}
 
 
@@ -49,13 +53,13 @@ class Reader:
         self.name = name
         self.model = tflite.Model.GetRootAs(data, 0)
         # An honest file stores each name, shape and list once: what is read in all cannot be much more than the file.
-        self._allowance = 4 * len(data) + (1 << 20)
-        count = self._count(self.model.SubgraphsLength(), "subgraphs")
+        self._allowance = min(4 * len(data) + (1 << 20), MAX_LIST_BYTES)
+        self.num_subgraphs = self._count(self.model.SubgraphsLength(), "subgraphs")
         self.subgraph = self.model.Subgraphs(0)
         self.num_tensors = self._count(self.subgraph.TensorsLength(), "tensors", MAX_TENSORS)
         self.num_buffers = self._count(self.model.BuffersLength(), "buffers")
-        self.codes = [self._code(i) for i in range(self._count(self.model.OperatorCodesLength(), "operator codes"))]
-        self.num_subgraphs = count
+        num_codes = self._count(self.model.OperatorCodesLength(), "operator codes", MAX_CODES)
+        self.codes = [self._code(index) for index in range(num_codes)]
         self._raw: dict[int, RawTensor] = {}
         self._names: dict[str, int] = {}
         self._blobs: dict[int, np.ndarray | None] = {}
@@ -75,6 +79,7 @@ class Reader:
         edges = [tuple(self.use(index).name for index in indices) for indices in (inputs, outputs)]
         by_number = sorted(self.tensors.values(), key=lambda tensor: self._names[tensor.name])
         graph = verify(Graph(self.name, {tensor.name: tensor for tensor in by_number}, ops, edges[0], edges[1]))
+        check_size(graph)
         for operator, op, codec in zip(operators, ops, codecs, strict=True):
             check_op(graph, op, codec, operator.source.where)
         return graph
@@ -85,7 +90,7 @@ class Reader:
             raise InvalidModelError(f"'{self.name}' names tensor {index} of {self.num_tensors}: it is corrupt")
         if index not in self._raw:
             table = self.subgraph.Tensors(index)
-            shape = tuple(self._ints(table.ShapeAsNumpy(), table.ShapeLength(), "dimensions"))
+            shape = tuple(self._ints(table.ShapeAsNumpy(), table.ShapeLength(), "dimensions", MAX_DIMENSIONS))
             dtype = TYPE_NAMES.get(table.Type(), f"type {table.Type()}")
             self._raw[index] = RawTensor(
                 index,
@@ -142,7 +147,7 @@ class Reader:
     def _count(self, number: int, what: str, most: int = 1 << 31) -> int:
         # Every element takes at least four bytes: a larger count is a corrupt length and would loop for hours.
         if not 0 <= number <= min(len(self.data) // 4, most):
-            raise InvalidModelError(f"'{self.name}' claims {number} {what} in {len(self.data)} B: it is corrupt")
+            raise InvalidModelError(f"'{self.name}' claims {number} {what}: it is corrupt ({len(self.data)} B)")
         return number
 
     def _claim(self, num_bytes: int) -> None:
@@ -152,8 +157,8 @@ class Reader:
                 f"'{self.name}' claims more names, shapes and lists than {len(self.data)} B can hold"
             )
 
-    def _ints(self, vector: Any, length: int, what: str) -> list[int]:
-        self._claim(4 * self._count(length, what))
+    def _ints(self, vector: Any, length: int, what: str, most: int = 1 << 31) -> list[int]:
+        self._claim(4 * self._count(length, what, most))
         return vector.tolist() if length else []
 
     def _indices(self, vector: Any, length: int, what: str) -> list[int]:

@@ -6,6 +6,7 @@ range whose products float64 holds, weights are symmetric, and integers are only
 
 from __future__ import annotations
 
+import math
 from typing import NoReturn
 
 from tinykd.errors import InvalidModelError, UnsupportedModelError
@@ -17,8 +18,10 @@ from tinykd.ir.requant import check_defined
 
 MAX_TENSOR_BYTES = 1 << 26
 """Far beyond any microcontroller: a larger tensor is corrupt, or would only exhaust the host. Padded maps count too."""
-MAX_MACS = 1 << 36
+MAX_MACS = 1 << 33
 """Of one op. MobileNetV2 at 224 x 224 has 2**28 in all."""
+MAX_GRAPH_BYTES = 1 << 28
+"""Of all activations together."""
 SCALE_RANGE = (2.0**-100, 2.0**100)
 BIAS_SCALE_TOLERANCE = 0.02
 """TFLite's limit on |input scale * weight scale - bias scale| / output scale, for one scale per tensor."""
@@ -61,6 +64,13 @@ def check_type(raw: RawTensor, allowed: Types, kind: str, where: str) -> None:
         f"{where}: '{raw.name}' is {raw.dtype}{hint}; {kind} takes {' or '.join(allowed)} there",
         type_advice(raw.dtype),
     )
+
+
+def check_size(graph: Graph) -> None:
+    """Raise when the activations of a graph are too large together."""
+    total = sum(tensor.num_bytes for tensor in graph.tensors.values() if not tensor.is_constant)
+    if total > MAX_GRAPH_BYTES:
+        raise InvalidModelError(f"'{graph.name}': its activations take {total} B; the limit is {MAX_GRAPH_BYTES} B")
 
 
 def check_op(graph: Graph, op: Op, codec: Codec, where: str) -> None:
@@ -206,17 +216,18 @@ def _check_weights(graph: Graph, op: Op, where: str) -> None:
 
 
 def _check_work(graph: Graph, op: Op, where: str) -> None:
-    if op_macs(graph, op) > MAX_MACS:
-        raise InvalidModelError(f"{where}: {op_macs(graph, op)} multiply-accumulates; the limit is {MAX_MACS}")
+    work = op_macs(graph, op)
+    if "kernel" in op.attrs:
+        work = graph.tensor(op.outputs[0]).num_elements * math.prod(op.attrs["kernel"])
+    if work > MAX_MACS:
+        raise InvalidModelError(f"{where}: {work} multiplications or additions; the limit is {MAX_MACS}")
     padding = op.attrs.get("padding")
     if padding is None:
         return
     # A TRANSPOSE_CONV computes its full output before it cuts, and may grow it where only the bias reaches.
     shape = graph.tensor(op.outputs[0] if op.kind == "transpose_conv" else op.inputs[0]).shape
-    rows, columns = (
-        max(shape[1], shape[1] + padding[0] + padding[1]),
-        max(shape[2], shape[2] + padding[2] + padding[3]),
-    )
+    rows = max(shape[1], shape[1] + padding[0] + padding[1])
+    columns = max(shape[2], shape[2] + padding[2] + padding[3])
     if rows * columns * shape[3] > MAX_TENSOR_BYTES:
         raise InvalidModelError(
             f"{where}: {list(shape)} padded by {padding} is larger than the limit of {MAX_TENSOR_BYTES} B"
