@@ -322,7 +322,7 @@ class Builder:
 
 
 def random_network(seed: int) -> Builder:
-    """A random small network with residual connections, pools and a classifier."""
+    """A random small network with residual connections, branches, gates, pools and a classifier."""
     rng = np.random.default_rng(seed)
     activations = ["none", "relu", "relu6"]
     size = int(rng.integers(5, 14))
@@ -333,7 +333,7 @@ def random_network(seed: int) -> Builder:
         stride = int(rng.choice([1, 1, 2]))
         height, width = builder.shape(builder.x)[1:3]
         same = bool(rng.integers(0, 2)) or kernel > min(height, width)
-        kind = rng.choice(["conv", "depthwise", "residual", "pool", "pad"])
+        kind = rng.choice(["conv", "depthwise", "residual", "pool", "pad", "block"])
         if kind == "conv":
             builder.conv(int(rng.integers(1, 9)), (kernel, kernel), (stride, stride), same=same, activation=activation)
         elif kind == "depthwise":
@@ -342,11 +342,13 @@ def random_network(seed: int) -> Builder:
         elif kind == "residual":
             start = builder.x
             builder.conv(builder.shape(start)[3], (3, 3), activation=activation)
-            builder.add(start, activation=str(rng.choice(activations)))
+            getattr(builder, str(rng.choice(["add", "sub"])))(start, activation=str(rng.choice(activations)))
         elif kind == "pool" and min(height, width) >= 2:
             builder.pool(str(rng.choice(["average_pool_2d", "max_pool_2d"])), same=bool(rng.integers(0, 2)))
         elif kind == "pad":
             builder.pad(tuple(int(p) for p in rng.integers(0, 3, 4)))
+        elif kind == "block":
+            BLOCKS[int(rng.integers(len(BLOCKS)))](builder)
     if rng.integers(0, 2):
         builder.mean(keep_dims=bool(rng.integers(0, 2)))
     if rng.integers(0, 2):
@@ -357,3 +359,53 @@ def random_network(seed: int) -> Builder:
     if rng.integers(0, 2):
         builder.softmax()
     return builder
+
+
+def _activation_block(builder: Builder) -> None:
+    kind = str(builder.rng.choice(["logistic", "tanh", "hard_swish", "relu", "relu6", "leaky_relu", "prelu"]))
+    if kind == "prelu":
+        builder.prelu()
+    elif kind == "leaky_relu":
+        builder.unary(kind, alpha=0.2)
+    else:
+        builder.unary(kind)
+
+
+def _gate_block(builder: Builder) -> None:
+    """Squeeze and excite: channels multiplied by what their means say."""
+    start = builder.x
+    builder.mean(keep_dims=True)
+    builder.conv(builder.shape(start)[3], (1, 1))
+    builder.unary("logistic")
+    builder.mul(start)
+
+
+def _branch_block(builder: Builder) -> None:
+    """Channels cut in two; one half is pooled, then both are joined again, the other way round."""
+    channels = builder.shape(builder.x)[3]
+    if channels > 1:
+        kept, _ = builder.split((channels // 2, channels - channels // 2))
+        builder.x = builder.ops[-1].outputs[1]
+        builder.pool("max_pool_2d", (3, 3), (1, 1), same=True)
+        builder.concatenate([kept])
+
+
+def _upwards_block(builder: Builder) -> None:
+    height, width = builder.shape(builder.x)[1:3]
+    if height * width <= 64:
+        if builder.rng.integers(0, 2):
+            builder.transpose_conv(3, (3, 3), (2, 2), activation="relu")
+        else:
+            builder.resize((2 * height, 2 * width))
+
+
+def _moving_block(builder: Builder) -> None:
+    """Rows and columns swapped, every other row kept, new scales, and a floor under the values."""
+    builder.transpose((0, 2, 1, 3))
+    shape = builder.shape(builder.x)
+    builder.strided_slice((0, 0, 0, 0), shape, (1, 2, 1, 1))
+    builder.quantize()
+    builder.extreme("maximum", builder.constant(builder.shape(builder.x)[3:], builder.tensors[builder.x].quant))
+
+
+BLOCKS = (_activation_block, _gate_block, _branch_block, _upwards_block, _moving_block)

@@ -188,6 +188,7 @@ def test_activation_bounds_equal_tflite_micro(activation):
         assert activation_range(y, activation) == (theirs.min(), theirs.max())
 
 
+POOL = {"kernel": (1, 1), "stride": (1, 1), "padding": (0, 0, 0, 0)}
 UNDEFINED = {
     "add below its output's scale": ("add", 1.0, 0.9, 2.0**-19, {"activation": "none"}),
     "sub below its output's scale": ("sub", 1.0, 0.9, 2.0**-19, {"activation": "none"}),
@@ -201,8 +202,16 @@ UNDEFINED = {
     "tanh of a huge input": ("tanh", 2.0**36, 2.0**30, 1.0, {}),
     "softmax of a tiny input": ("softmax", 2.0**-26, 2.0**-25, 1 / 256, {"beta": 1.0}),
     "relu6 beyond int32": ("relu6", 2.0**-29, 2.0**-28, 1.0, {}),
+    "fused relu6 beyond int32": ("average_pool_2d", 2.0**-29, 2.0**-28, None, {**POOL, "activation": "relu6"}),
+    "fused relu_n1_to_1 beyond int32": (
+        "max_pool_2d",
+        2.0**-31,
+        2.0**-30,
+        None,
+        {**POOL, "activation": "relu_n1_to_1"},
+    ),
 }
-"""Name -> kind, an input scale that is refused, one that is not, the output's scale, attributes."""
+"""Name -> kind, an input scale that is refused, one that is not, the output's scale (None: the same), attributes."""
 
 
 @needs_oracle
@@ -210,15 +219,16 @@ UNDEFINED = {
 def test_scales_that_tflite_micro_does_not_define_are_refused(case):
     """A scale at the limit is refused with an error; a little inside, the op equals TFLite Micro."""
     kind, refused, accepted, output, attrs = UNDEFINED[case]
-    y = Quant.per_tensor(output, -128 if kind in ("logistic", "softmax") else 0)
 
     def graph_of(scale):
+        y = Quant.per_tensor(output or scale, -128 if kind == "softmax" else 3)
+        shape = (1, 16, 16, 1) if "kernel" in attrs else (1, 256)
         second = Quant.per_tensor(1.0 if kind == "mul" else scale, -5)
-        operands = [((1, 256), Quant.per_tensor(scale, 3), None), ((1, 256), second, None)]
+        operands = [(shape, Quant.per_tensor(scale, 3), None), (shape, second, None)]
         return one_op(
             kind,
             operands[: 2 if kind in ("add", "sub", "mul") else 1],
-            ((1, 256), FIXED_OUTPUT.get(kind, y)),
+            (shape, FIXED_OUTPUT.get(kind, y)),
             **attrs,
         )
 

@@ -22,8 +22,8 @@ ADD_LEFT_SHIFT = 20
 SOFTMAX_INTEGER_BITS = 5
 SIGMOID_INTEGER_BITS = 4
 HARD_SWISH_LEFT_SHIFT = 7
-_ACTIVATION_LIMIT = (1 << 31) - 256
-"""What a quantised bound must stay below, so that int32 holds it with a zero point added."""
+_BOUND_LIMIT = (1 << 31) - 256
+"""What the quantised bound of an activation must stay below, so that int32 holds it with a zero point added."""
 
 
 @dataclass(frozen=True)
@@ -169,15 +169,12 @@ def activation_range(quant: Quant, activation: str) -> tuple[int, int]:
     """Return the int8 (min, max) that a fused activation leaves, divided in float32 and rounded as TFLite does.
 
     Raises:
-        InvalidModelError: the activation is unknown, or its bound is beyond int32, which TFLite does not define.
+        InvalidModelError: the activation is unknown.
     """
 
     def quantized(value: float) -> int:
-        real = np.float32(value) / np.float32(quant.scale)
-        magnitude = int(np.floor(np.abs(np.float64(real)) + 0.5))
-        if magnitude >= _ACTIVATION_LIMIT:
-            raise InvalidModelError(f"activation {activation}: {value:g} is beyond int32 at the scale {quant.scale:g}")
-        return quant.zero_point + (magnitude if real >= 0 else -magnitude)
+        steps = _rounded_steps(value, quant)
+        return quant.zero_point + (steps if value >= 0 else -steps)
 
     bounds = {"none": (None, None), "relu": (0.0, None), "relu6": (0.0, 6.0), "relu_n1_to_1": (-1.0, 1.0)}
     if activation not in bounds:
@@ -187,6 +184,16 @@ def activation_range(quant: Quant, activation: str) -> tuple[int, int]:
         QMIN if low is None else max(QMIN, quantized(low)),
         QMAX if high is None else min(QMAX, quantized(high)),
     )
+
+
+def _rounded_steps(value: float, quant: Quant) -> int:
+    """Return round(|value| / scale), divided in float32, halves up."""
+    return int(np.floor(np.float64(np.abs(np.float32(value)) / np.float32(quant.scale)) + 0.5))
+
+
+def _check_bound(op: Op, quant: Quant, value: float) -> None:
+    if _rounded_steps(value, quant) >= _BOUND_LIMIT:
+        raise InvalidModelError(f"{op.kind} '{op.source}': {value:g} is beyond int32 at the scale {quant.scale:g}")
 
 
 def _factor(real: float, op: Op) -> tuple[int, int]:
@@ -254,8 +261,14 @@ def pool_range(graph: Graph, op: Op) -> tuple[int, int]:
 
 
 def relu6_range(graph: Graph, op: Op) -> tuple[int, int]:
-    """Return what a relu6 op leaves of the int8 range: TFLite Micro never looks at its output's parameters."""
-    return activation_range(tensor_quant(graph.tensor(op.inputs[0])), "relu6")
+    """Return what a relu6 op leaves of the int8 range: TFLite Micro never looks at its output's parameters.
+
+    Raises:
+        InvalidModelError: 6 is beyond int32 at the input's scale.
+    """
+    x = tensor_quant(graph.tensor(op.inputs[0]))
+    _check_bound(op, x, 6.0)
+    return activation_range(x, "relu6")
 
 
 def mul_params(graph: Graph, op: Op) -> MulParams:
@@ -404,6 +417,9 @@ def check_defined(graph: Graph, op: Op) -> None:
     Raises:
         InvalidModelError: names the op, the scale and the limit.
     """
+    bound = {"relu6": 6.0, "relu_n1_to_1": 1.0}.get(op.attrs.get("activation", "none"))
+    if bound is not None:
+        _check_bound(op, tensor_quant(graph.tensor(op.outputs[0])), bound)
     constants = _CONSTANTS.get(op.kind)
     if constants is not None and all(graph.tensor(name).dtype != "float32" for name in op.inputs if name):
         constants(graph, op)
