@@ -1,4 +1,4 @@
-"""MobileNetV3: published sizes, squeeze-and-excitation, taps, and an exporter that says what it lacks."""
+"""MobileNetV3: published sizes, squeeze-and-excitation and taps."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tinykd.errors import ConfigError, UnsupportedModelError
-from tinykd.formats import onnx_reader
-from tinykd.formats.onnx_torch import export_torch
-from tinykd.models import build_model, find_entry
+from tinykd.errors import ConfigError
+from tinykd.models import build_model
 from tinykd.models.count import count_macs, count_params
 from tinykd.models.mobilenetv3 import LARGE, SMALL
 from tinykd.models.squeeze import SqueezedResidual, SqueezeExcite
@@ -128,16 +126,3 @@ def test_arguments_outside_their_range_are_refused(args: dict, fault: str) -> No
     """Each error names the argument and its value."""
     with pytest.raises(ConfigError, match=fault):
         build_model("mobilenetv3-small", 10, 32, 3, **args)
-
-
-@pytest.mark.parametrize("name", ["mobilenetv3-large", "mobilenetv3-small"])
-def test_the_exporter_refuses_it_by_name(name: str) -> None:
-    """The registry says that it cannot be exported yet, and the exporter names the layer that it lacks."""
-    pytest.importorskip("onnx", reason="the train extra is not installed")
-    entry = find_entry(name)
-    assert entry is not None
-    assert entry.role == "student"
-    assert "export is refused" in entry.summary
-    model = build_model(name, 10, 32, 3, width=0.25, hidden_channels=16)
-    with pytest.raises(UnsupportedModelError, match="HardSwish"):
-        onnx_reader.read(export_torch(model, (3, 32, 32)), name)

@@ -22,13 +22,14 @@ QUANT_KEEPERS = (
     "average_pool_2d",
     "max_pool_2d",
     "pad",
+    "relu6",
     "reshape",
     "resize_nearest_neighbor",
     "split",
     "strided_slice",
     "transpose",
 )
-"""Op kinds whose outputs have the quantisation of their input."""
+"""Op kinds whose outputs have the quantisation of their input. TFLite Micro's RELU6 only clamps; RELU rescales."""
 QUANT_SHARERS = ("concatenation", "maximum", "minimum")
 """Op kinds whose inputs, constants included, and output have one quantisation among them."""
 OUTPUT_CHANNEL_AXIS: Mapping[str, int | None] = MappingProxyType(

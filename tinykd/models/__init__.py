@@ -1,7 +1,8 @@
 """Students and teachers: one family per file, and the one registry of them. Importing it does not import torch.
 
-A student's model must be exportable: padding as TensorFlow's SAME with constants known at construction, ReLU or ReLU6,
-global average pooling, one linear layer. A teacher may be anything that maps (N, C, H, W) float32 to (N, K) logits.
+A student's model must be exportable: made of layers that the compiler knows (`docs/ops.md`), with sizes known at
+construction; padding as TensorFlow's SAME costs least. A teacher may be anything that maps (N, C, H, W) float32 to
+(N, K) logits.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ _ENTRIES = (
         ModelEntry(
             name=f"mobilenetv3-{size}",
             role="student",
-            summary="trains, with NetAug too; export is refused: no int8 hard-swish and product yet",
+            summary="squeeze-and-excitation and hard-swish, at any width",
             source=_MBV3,
             implementation="tinykd.models.mobilenetv3:build",
             args={"width": 1.0, "hidden_channels": None, "stem_stride": 2, "dropout": 0.0},
@@ -146,8 +147,8 @@ _ENTRIES = (
     ModelEntry(
         name="wrn-<depth>-<width>",
         role="student",
-        summary="wide ResNet, for example wrn-40-2 or wrn_40_2, depth = 6n + 4; trains, but cannot be exported yet, "
-        "for its batch norm in front of convolutions",
+        summary="wide ResNet, for example wrn-40-2 or wrn_40_2, depth = 6n + 4; its batch norms in front of "
+        "convolutions become depthwise 1x1 convolutions",
         source="Zagoruyko, Komodakis, BMVC 2016 (arXiv:1605.07146)",
         implementation="tinykd.models.wrn:build",
         args={"dropout": 0.0},
@@ -162,8 +163,8 @@ _ENTRIES = (
     ),
     ModelEntry(
         name="ShuffleV<version>",
-        role="teacher",
-        summary="ShuffleV1 or ShuffleV2 for 32x32; cannot be a student yet: SPLIT and CONCAT are not in the compiler",
+        role="student",
+        summary="ShuffleV1 or ShuffleV2 for 32x32; V1's grouped convolutions become one for each group",
         source="Zhang et al., CVPR 2018 (arXiv:1707.01083); Ma et al., ECCV 2018 (arXiv:1807.11164)",
         implementation="tinykd.models.shufflenet:build",
         pattern=r"ShuffleV[12]",

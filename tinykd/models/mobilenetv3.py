@@ -1,8 +1,4 @@
-"""MobileNetV3 (Howard et al., ICCV 2019, arXiv:1905.02244), large and small, at any width and for any input size.
-
-Its hard-swish and the products of squeeze-and-excitation have no int8 kernel here yet: the networks train, with
-network augmentation too, but the exporter refuses them.
-"""
+"""MobileNetV3 (Howard et al., ICCV 2019, arXiv:1905.02244), large and small, at any width and for any input size."""
 
 from __future__ import annotations
 

@@ -19,21 +19,26 @@ from tinykd.errors import ArtifactError, UnsupportedModelError
 from tinykd.ir import Graph, Op, Quant
 from tinykd.ir.affine import (
     OUTPUT_CHANNEL_AXIS,
+    QUANT_KEEPERS,
+    QUANT_SHARERS,
     WEIGHT_MAX,
+    activation_quant,
     affine_parameters,
+    constant_ranges,
     fixed_quants,
     quant_sources,
+    shared_ranges,
     weight_scales,
 )
 from tinykd.ir.requant import QMAX, QMIN
-from tinykd.models.graph_ops import KERNELS, activate, weights_to_graph, weights_to_torch
+from tinykd.models.graph_ops import KERNELS, activate, constant_to_torch, split, weights_to_graph, weights_to_torch
 
 Range = tuple[float, float]
 Grids = tuple[torch.Tensor, torch.Tensor]
 """Scales (float32) and zero points (int32) of all grids that activations are rounded to."""
 
-# Ops that only move values, or choose among them.
-_STAYS_ON_GRID = ("max_pool_2d", "pad", "reshape")
+# Ops that only move values, or choose among them; averages round, and 6 need not lie on a grid.
+_STAYS_ON_GRID = tuple(kind for kind in QUANT_KEEPERS + QUANT_SHARERS if kind not in ("average_pool_2d", "relu6"))
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,7 @@ class QuantStudent(nn.Module):
         self.graph = graph = lowered.graph
         self._kinds: dict[str, str] = {}
         for index, op in enumerate(graph.ops):
-            if op.kind not in KERNELS:
+            if op.kind not in KERNELS and op.kind != "split":
                 raise UnsupportedModelError(
                     f"op {index} ({op.kind}, {op.source}) cannot be trained with rounding in the loop",
                     "Leave `qat` out of the recipe.",
@@ -86,14 +91,28 @@ class QuantStudent(nn.Module):
         self._index = {name: index for index, name in enumerate(self._kinds)}
         sources = quant_sources(graph)
         fixed = fixed_quants(graph, lowered.input_quant)
-        self.range_names = tuple(name for name, source in sources.items() if name == source and name not in fixed)
-        grids = {name: index for index, name in enumerate((*fixed, *self.range_names))}
-        self._grid = {name: grids[source] for name, source in sources.items()}
+        given, ranged = shared_ranges(graph, sources, fixed)
+        groups = {group: index for index, group in enumerate(ranged)}
+        owners = {name: groups[group] for group, names in ranged.items() for name in names}
+        self.range_names = tuple(name for name in sources if name in owners)
+        grids = {name: index for index, name in enumerate(fixed)}
+        self._grid = {
+            name: grids[given[source]] if source in given else len(fixed) + groups[source]
+            for name, source in sources.items()
+        }
+        bounds = constant_ranges(graph, sources)
         self.ranges: torch.Tensor
         self.fixed: torch.Tensor
+        self.owned_by: torch.Tensor
+        self.bounds: torch.Tensor
         # float64, as the exporter computes.
         self.register_buffer("ranges", _to_rows(lowered.ranges[name] for name in self.range_names))
         self.register_buffer("fixed", _to_rows((q.scale, q.zero_point) for q in fixed.values()), persistent=False)
+        # Which group each range belongs to, and what the group's constants need.
+        self.register_buffer("owned_by", torch.tensor([owners[name] for name in self.range_names]), persistent=False)
+        nothing = (torch.inf, -torch.inf)
+        self.register_buffer("bounds", _to_rows(bounds.get(group, nothing) for group in groups), persistent=False)
+        self._constants = _Constants(graph)
         self._last_used: list[list[str]] = [[] for _ in graph.ops]
         for name, readers in graph.consumers().items():
             if name in sources and name not in graph.outputs:
@@ -115,21 +134,22 @@ class QuantStudent(nn.Module):
         values = {name: self._round(name, images, grids)}
         yield name, values[name]
         for index, op in enumerate(self.graph.ops):
-            name = op.outputs[0]
-            y = self._compute(op, [values[x] for x in op.inputs if x not in self._index], grids)
-            if self.observe and self.training and name in self.range_names:
-                seen.append(torch.stack(torch.aminmax(y.detach())))
-                if len(seen) == len(self.range_names):
-                    self.observed = torch.stack(seen).double()
-            values[name] = y if op.kind in _STAYS_ON_GRID else self._round(name, y, grids)
+            y = self._compute(op, self._inputs(op, values, grids), grids)
+            for name, part in zip(op.outputs, y, strict=True):
+                if self.observe and self.training and name in self.range_names:
+                    seen.append(torch.stack(torch.aminmax(part.detach())))
+                    if len(seen) == len(self.range_names):
+                        self.observed = torch.stack(seen).double()
+                values[name] = part if _stays_on_grid(op) else self._round(name, part, grids)
+                yield name, values[name]
             for used in self._last_used[index]:
                 del values[used]
-            yield name, values[name]
 
     def run_op(self, op: Op, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
         """Return the rounded output of one op of the graph, given its input activations."""
         grids = self.grids()
-        return self._round(op.outputs[0], self._compute(op, inputs, grids), grids)
+        given = dict(zip((name for name in op.inputs if name in self._grid), inputs, strict=True))
+        return self._round(op.outputs[0], self._compute(op, self._inputs(op, given, grids), grids)[0], grids)
 
     def parameters_of(self, op: Op, grids: Grids) -> tuple[torch.Tensor, torch.Tensor]:
         """Return an op's weights and bias, rounded, as torch wants them."""
@@ -139,12 +159,26 @@ class QuantStudent(nn.Module):
         input_scale = grids[0][self._grid[op.inputs[0]]].double()
         return round_weights(weight, bias, input_scale, OUTPUT_CHANNEL_AXIS[op.kind] is not None)
 
-    def _compute(self, op: Op, inputs: Sequence[torch.Tensor], grids: Grids) -> torch.Tensor:
-        """Return an op's output, fused activation included, before rounding."""
+    def _inputs(self, op: Op, values: Mapping[str, torch.Tensor], grids: Grids) -> list[torch.Tensor]:
+        """Return an op's operands: activations, constants rounded to their grids, but no weights."""
+        operands = []
+        for position, name in enumerate(op.inputs):
+            if name in values:
+                operands.append(values[name])
+            elif name not in self._index:
+                constant = self._constants.get(op, position, self.fake_quant)
+                operands.append(self._round(op.outputs[0], constant, grids) if op.kind in QUANT_SHARERS else constant)
+        return operands
+
+    def _compute(self, op: Op, inputs: Sequence[torch.Tensor], grids: Grids) -> tuple[torch.Tensor, ...]:
+        """Return an op's outputs, fused activation included, before rounding."""
+        shapes = [self.graph.tensor(name).shape for name in op.outputs]
+        if op.kind == "split":
+            return split(op, shapes, inputs[0])
         if op.kind in OUTPUT_CHANNEL_AXIS:
             inputs = [*inputs, *self.parameters_of(op, grids)]
-        y = KERNELS[op.kind](op, self.graph.tensor(op.outputs[0]).shape, inputs)
-        return activate(y, op.attrs.get("activation", "none"))
+        y = KERNELS[op.kind](op, shapes[0], inputs)
+        return (activate(y, op.attrs.get("activation", "none")),)
 
     def _round(self, name: str, x: torch.Tensor, grids: Grids) -> torch.Tensor:
         """Round an activation to its grid; where it is clipped, it takes no gradient."""
@@ -159,8 +193,11 @@ class QuantStudent(nn.Module):
         self.ranges.lerp_(observed, 1 - momentum)
 
     def grids(self) -> Grids:
-        """Return scales and zero points: those of fixed grids first, then one for each range."""
-        scales, zero_points = affine_parameters(self.ranges[:, 0], self.ranges[:, 1])
+        """Return scales and zero points: those of fixed grids first, then one for each group of activations."""
+        # The range of a group is the union of its owners' ranges, and reaches its constants.
+        low = self.bounds[:, 0].scatter_reduce(0, self.owned_by, self.ranges[:, 0], "amin")
+        high = self.bounds[:, 1].scatter_reduce(0, self.owned_by, self.ranges[:, 1], "amax")
+        scales, zero_points = affine_parameters(low, high)
         return torch.cat((self.fixed[:, 0], scales)).float(), torch.cat((self.fixed[:, 1], zero_points)).int()
 
     def float_graph(self) -> Graph:
@@ -198,6 +235,37 @@ class QuantStudent(nn.Module):
         for (name, kind), parameter in zip(self._kinds.items(), self.weights, strict=True):
             parameter.copy_(weights_to_torch(kind, weights[name]))
         self.ranges.copy_(_to_rows(ranges[name] for name in self.range_names))
+
+
+class _Constants(nn.Module):
+    """The constant operands of a graph's ops, as torch wants them, and rounded as the exporter rounds them."""
+
+    def __init__(self, graph: Graph) -> None:
+        super().__init__()
+        self._places: dict[tuple[str, int], int] = {}
+        for op in graph.ops:
+            if op.kind in OUTPUT_CHANNEL_AXIS:
+                continue
+            for position, name in enumerate(op.inputs):
+                data = graph.tensor(name).data
+                if data is None:
+                    continue
+                index = len(self._places)
+                self._places[op.outputs[0], position] = index
+                value = constant_to_torch(data, len(graph.tensor(op.outputs[0]).shape))
+                quant = activation_quant(float(data.min()), float(data.max()))
+                rounded = torch.fake_quantize_per_tensor_affine(value, quant.scale, quant.zero_point, QMIN, QMAX)
+                shared = op.kind in QUANT_SHARERS
+                self.register_buffer(f"real{index}", value, persistent=False)
+                self.register_buffer(f"rounded{index}", value if shared else rounded, persistent=False)
+
+    def get(self, op: Op, position: int, rounded: bool) -> torch.Tensor:
+        """Return a constant operand; one that shares its grid with activations is rounded by the caller."""
+        return self.get_buffer(f"{'rounded' if rounded else 'real'}{self._places[op.outputs[0], position]}")
+
+
+def _stays_on_grid(op: Op) -> bool:
+    return op.kind in _STAYS_ON_GRID and op.attrs.get("value") is None
 
 
 def round_weights(
