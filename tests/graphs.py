@@ -321,9 +321,13 @@ class Builder:
         return self.rng.integers(-128, 128, (count, *self.shape("input")[1:])).astype(np.int8)
 
 
-def random_network(seed: int) -> Builder:
-    """A random small network with residual connections, branches, gates, pools and a classifier."""
+def random_network(seed: int, *, blocks: bool = True) -> Builder:
+    """A random small network with residual connections, pools and a classifier.
+
+    With `blocks` it also has branches, gates and other ops that a plain convolutional network does without.
+    """
     rng = np.random.default_rng(seed)
+    kinds = ["conv", "depthwise", "residual", "pool", "pad", *(["block"] if blocks else [])]
     activations = ["none", "relu", "relu6"]
     size = int(rng.integers(5, 14))
     builder = Builder(rng, (1, size, size + int(rng.integers(0, 3)), int(rng.integers(1, 5))))
@@ -333,7 +337,7 @@ def random_network(seed: int) -> Builder:
         stride = int(rng.choice([1, 1, 2]))
         height, width = builder.shape(builder.x)[1:3]
         same = bool(rng.integers(0, 2)) or kernel > min(height, width)
-        kind = rng.choice(["conv", "depthwise", "residual", "pool", "pad", "block"])
+        kind = rng.choice(kinds)
         if kind == "conv":
             builder.conv(int(rng.integers(1, 9)), (kernel, kernel), (stride, stride), same=same, activation=activation)
         elif kind == "depthwise":
@@ -342,7 +346,8 @@ def random_network(seed: int) -> Builder:
         elif kind == "residual":
             start = builder.x
             builder.conv(builder.shape(start)[3], (3, 3), activation=activation)
-            getattr(builder, str(rng.choice(["add", "sub"])))(start, activation=str(rng.choice(activations)))
+            join = builder.sub if blocks and rng.integers(0, 2) else builder.add
+            join(start, activation=str(rng.choice(activations)))
         elif kind == "pool" and min(height, width) >= 2:
             builder.pool(str(rng.choice(["average_pool_2d", "max_pool_2d"])), same=bool(rng.integers(0, 2)))
         elif kind == "pad":

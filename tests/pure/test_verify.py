@@ -70,7 +70,8 @@ def model(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("seed", [1, 3, 8])
 def test_installed_oracles_agree(name: str, seed: int) -> None:
     """Random networks differ from no oracle by more than it is known to round otherwise."""
-    graph = random_network(seed).graph()
+    # The QDQ ONNX file that onnxruntime reads has no form for every op.
+    graph = random_network(seed, blocks=name != "onnxruntime").graph()
     x = parity.sample_inputs(graph, 6, seed)
     judge = oracles.make(name, graph, tflite_writer.write(graph))
     result = parity.compare_judge(graph, judge, x)
