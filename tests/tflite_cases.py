@@ -56,18 +56,19 @@ def conv(stride=(1, 1), dilation=(1, 1), padding=(1, 1, 1, 1), size=(6, 5), kern
     return graph("conv_2d", [X, w, *rest], [y], **attrs)
 
 
-def depthwise(multiplier=1, stride=(1, 1), padding=(1, 1, 1, 1), size=(6, 5), axis=3, act="none"):
+def depthwise(multiplier=1, stride=(1, 1), padding=(1, 1, 1, 1), size=(6, 5), axis=3, act="none", b=True):
     """A depthwise convolution with 3 x 3 kernels."""
     w = weights("w", (1, 3, 3, 4 * multiplier), axis)
     y = activation("y", (1, *size, 4 * multiplier), R)
     attrs = {"stride": stride, "dilation": (1, 1), "padding": padding, "activation": act}
-    return graph("depthwise_conv_2d", [X, w, bias(X, w, 4 * multiplier)], [y], **attrs)
+    rest = [bias(X, w, 4 * multiplier)] if b else []
+    return graph("depthwise_conv_2d", [X, w, *rest], [y], **attrs)
 
 
 def transpose_conv(stride, padding, size, kernel=(3, 3), with_bias=True, act="none"):
     """A transposed convolution to three channels."""
     w = weights("w", (3, *kernel, 4), 0)
-    rest = [bias(X, w, 3)] if with_bias else []
+    rest = [bias(X, w, 3)] if with_bias else [None] if with_bias is None else []
     attrs = {"stride": stride, "padding": padding, "activation": act}
     return graph("transpose_conv", [X, w, *rest], [activation("y", (1, *size, 3), R)], **attrs)
 
@@ -136,11 +137,13 @@ CASES = {
     "depthwise": depthwise(act="relu"),
     "depthwise, multiplier 3": depthwise(3, (2, 2), (0, 1, 1, 1), (3, 3)),
     "depthwise per tensor": depthwise(axis=None),
+    "depthwise of two inputs": depthwise(b=False),
     "transpose_conv VALID": transpose_conv((2, 2), (0, 0, 0, 0), (13, 11)),
     "transpose_conv SAME": transpose_conv((2, 2), (0, 1, 0, 1), (12, 10)),
     "transpose_conv SAME, stride 1": transpose_conv((1, 1), (1, 1, 1, 1), (6, 5)),
     "transpose_conv larger than its reach": transpose_conv((2, 3), (0, -1, 0, -1), (14, 16)),
     "transpose_conv without bias": transpose_conv((2, 2), (0, 1, 0, 1), (12, 10), with_bias=False),
+    "transpose_conv with omitted bias": transpose_conv((2, 2), (0, 1, 0, 1), (12, 10), with_bias=None),
     "transpose_conv relu": transpose_conv((2, 2), (0, 1, 0, 1), (12, 10), act="relu"),
     "dense": dense(ROW, (1, 5)),
     "dense per channel": dense(ROW, (1, 5), 0, act="relu"),

@@ -57,6 +57,7 @@ class Codec:
         constants: IR inputs that must be constants.
         one_quantisation: integers are moved or compared as they are, so inputs and outputs share scale and zero point.
         output_quant: (scale, zero point) that the op's output must have, or None.
+        drops_omitted: an omitted last input is left out of the list instead of standing in it as -1.
         max_rank: the most dimensions of its operands that TFLite Micro takes, or computes rightly.
         max_inputs: the most inputs that TFLite Micro takes.
     """
@@ -75,6 +76,7 @@ class Codec:
     constants: tuple[int, ...] = ()
     one_quantisation: bool = False
     output_quant: tuple[float, int] | None = None
+    drops_omitted: bool = False
     max_rank: int = 6
     max_inputs: int = 10
 

@@ -232,6 +232,8 @@ CODECS = (
         fields=_depthwise_fields,
         input_types=_WEIGHTED,
         constants=(1, 2),
+        # TFLite Micro's kernel crashes on a bias that is there as -1.
+        drops_omitted=True,
     ),
     Codec(
         _BUILTIN.TRANSPOSE_CONV,

@@ -296,5 +296,7 @@ class Reader:
             check_type(self.raw(number), codec.output_types, codec.kind, source.where)
         attrs = codec.read(source)
         names_in = tuple(self.use(inputs[at]).name if inputs[at] >= 0 else "" for at in positions)
+        if codec.drops_omitted and not names_in[-1]:
+            names_in = names_in[:-1]
         names_out = tuple(self.use(number).name for number in outputs)
         return Op(codec.kind, names_in, names_out, attrs, names_out[0])

@@ -78,8 +78,7 @@ class _Writer:
                 self.tensors.append(entry)
             else:
                 numbers.append(self.index[entry] if entry else -1)
-        # TFLite Micro's DEPTHWISE_CONV_2D crashes on a bias that is present as -1; absent, it is fine.
-        if op.kind == "depthwise_conv_2d" and numbers[-1] < 0:
+        if codec.drops_omitted and numbers[-1] < 0:
             numbers.pop()
         return numbers
 
