@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tinykd.export.simulate import Simulation, mean_squared_error, sqnr_db, take_images
+from tinykd.export.simulate import Simulation, halves, mean_squared_error, sqnr_db
 from tinykd.ir import Graph, Op
 from tinykd.ir.affine import OUTPUT_CHANNEL_AXIS
 
@@ -55,8 +55,7 @@ def correct_biases(
         x: calibration images as the float graph takes them, float32 (N, ...). Every other one judges.
         tick: called after each op, for a progress bar.
     """
-    taken = take_images(float_graph, x)
-    learn, judge = (taken, taken) if len(taken) < 2 else (taken[::2], taken[1::2])
+    learn, judge = halves(float_graph, x)
     corrected, channels = _corrected(float_graph, graph, learn, tick)
     wanted = Simulation(float_graph, graph).run(judge, rounded=False)
     before = Simulation(float_graph, graph).run(judge, rounded=True)

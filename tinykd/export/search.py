@@ -15,7 +15,7 @@ import numpy as np
 from tinykd.export.calibrate import choose
 from tinykd.export.quantize import quantize
 from tinykd.export.ranges import METHODS, Histogram, Range
-from tinykd.export.simulate import Simulation, mean_squared_error, take_images
+from tinykd.export.simulate import Simulation, halves, mean_squared_error
 from tinykd.ir import Graph, Quant
 from tinykd.ir.affine import activation_quant, constant_ranges, fixed_quants, quant_sources, shared_ranges
 
@@ -71,8 +71,7 @@ def search(
         evaluations: where the search stops.
         tick: called after each op, for a progress bar.
     """
-    taken = take_images(graph, x)
-    learn, judge = (taken, taken) if len(taken) < 2 else (taken[::2], taken[1::2])
+    learn, judge = halves(graph, x)
     by_method = {method: choose(histograms, method) for method in METHODS}
     wanted = Simulation(graph, graph).run(learn, rounded=False)
     errors = {

@@ -69,6 +69,12 @@ def take_images(graph: Graph, x: np.ndarray, count: int = IMAGES) -> np.ndarray:
     return x[np.arange(count) * len(x) // count]
 
 
+def halves(graph: Graph, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the images that decide and those that judge, taken as by `take_images`: every other one each."""
+    taken = take_images(graph, x)
+    return (taken, taken) if len(taken) < 2 else (taken[::2], taken[1::2])
+
+
 class Simulation:
     """A float graph and what its int8 twin rounds.
 
