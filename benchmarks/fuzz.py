@@ -25,10 +25,10 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from fuzzing.hunt import PACKAGES, Catch, hunt  # noqa: E402
+from fuzzing.hunt import PACKAGES, hunt  # noqa: E402
 from fuzzing.judge import IsolatedTflm  # noqa: E402
 from fuzzing.kinds import KINDS, MOST_OPS, int8_kinds  # noqa: E402
-from fuzzing.record import Failure, save  # noqa: E402
+from fuzzing.record import dumps, loads  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "fuzz.json"
 REGRESSION = ROOT / "tests" / "regression" / "fuzz"
@@ -49,18 +49,21 @@ def tasks(kinds: list[str], count: int, seed: int, most_ops: int) -> list[Task]:
 _judge = IsolatedTflm()
 
 
-def work(task: Task) -> Catch:
-    """Run one hunt; the process keeps its judge."""
+def work(task: Task) -> tuple[int, Counter[str], str | None]:
+    """Run one hunt; return how many models were sound, their ops, and the text of a failure."""
     kind, seed, count, most_ops = task
-    return hunt(kind, seed, count, tuple(KINDS), _judge, most_ops)
+    catch = hunt(kind, seed, count, tuple(KINDS), _judge, most_ops)
+    return catch.graphs, catch.ops, None if catch.failure is None else dumps(catch.failure)
 
 
-def keep(failure: Failure) -> Path:
+def keep(text: str) -> Path:
     """Save a failure under a name that its content gives."""
+    failure = loads(text)
     kind = failure.graph.ops[0].kind if len(failure.graph.ops) == 1 else "graph"
     digest = hashlib.sha256(f"{failure.rule}{failure.problem}".encode()).hexdigest()[:8]
     path = REGRESSION / f"{kind}-{failure.rule.replace(' ', '-').lower()}-{digest}.json"
-    save(failure, path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
     return path
 
 
@@ -80,19 +83,18 @@ def main() -> int:
     started = time.perf_counter()
     todo = tasks(arguments.kind, arguments.count, arguments.seed, arguments.most_ops)
     covered: Counter[str] = Counter()
-    graphs, failures = 0, []
+    graphs = failures = 0
     # Processes that were never forked from one with threads; each has its own TFLite Micro beside it.
     with ProcessPoolExecutor(arguments.jobs, multiprocessing.get_context("spawn")) as pool:
-        for (kind, seed, count, _), catch in zip(todo, pool.map(work, todo), strict=True):
-            graphs += catch.graphs
-            covered.update(catch.ops)
-            if catch.failure is not None:
-                failures.append(catch.failure)
-                print(
-                    f"{kind} (seed {seed}, {count} models): {catch.failure.rule}: {catch.failure.problem}", flush=True
-                )
+        for (kind, seed, count, _), (sound, ops, text) in zip(todo, pool.map(work, todo), strict=True):
+            graphs += sound
+            covered.update(ops)
+            if text is not None:
+                failure = loads(text)
+                failures += 1
+                print(f"{kind} (seed {seed}, {count} models): {failure.rule}: {failure.problem}", flush=True)
                 if arguments.save_failures:
-                    print(f"  kept in {keep(catch.failure)}", flush=True)
+                    print(f"  kept in {keep(text)}", flush=True)
     seconds = time.perf_counter() - started
     table = Table("op", "times")
     for kind in sorted(int8_kinds()):
@@ -100,7 +102,7 @@ def main() -> int:
     Console(width=60).print(table)
     missing = sorted(kind for kind in int8_kinds() if not covered[kind])
     print(
-        f"{graphs:,} models without a difference, {len(failures)} with one, in {seconds:.0f} s"
+        f"{graphs:,} models without a difference, {failures} with one, in {seconds:.0f} s"
         + (f"; never drawn: {', '.join(missing)}" if missing else "")
     )
     if arguments.out:
@@ -113,7 +115,7 @@ def main() -> int:
                 **{package: version(package) for package in ("tinykd", *PACKAGES)},
             },
             "models": graphs,
-            "differences": len(failures),
+            "differences": failures,
             "ops": {kind: covered[kind] for kind in sorted(int8_kinds())},
             "seconds": round(seconds, 1),
         }

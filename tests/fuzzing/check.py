@@ -11,8 +11,10 @@ import numpy as np
 from fuzzing.judge import IsolatedTflm
 from fuzzing.record import Values
 from tinykd.export import parity, reference
+from tinykd.export.optimize import optimize
+from tinykd.export.passes import fold_pad, lower_padding, run_passes
 from tinykd.formats import tflite, tflite_writer
-from tinykd.ir import Graph, Op, difference
+from tinykd.ir import Graph, Op, difference, graph_macs
 
 SAMPLES = 5
 """Inputs for each graph: the two ends, a checkerboard, noise."""
@@ -65,7 +67,50 @@ def equals_tflm(graph: Graph, judge: IsolatedTflm, inputs: Values | None = None)
     )
 
 
-RULES: Mapping[str, Rule] = MappingProxyType({"round trip": round_trip, "equals TFLM": equals_tflm})
+def optimized(graph: Graph, judge: IsolatedTflm, inputs: Values | None = None) -> Problem | None:
+    """Exact passes change no output, and what they leave is a model like any other, no larger than before.
+
+    Folding PADs is beyond what a file can say: it is held to the reference, and to TFLite Micro once it is undone.
+    """
+    inputs = sample_inputs(graph) if inputs is None else inputs
+    expected = outputs_of(graph, inputs)
+    smaller, _ = optimize(graph)
+    folded = run_passes(smaller, (fold_pad,))
+    for label, other in (("optimize", smaller), ("fold_pad", folded)):
+        if problem := _changed(label, expected, outputs_of(other, inputs), inputs):
+            return problem
+    if graph_macs(smaller) > graph_macs(graph):
+        return Problem(f"optimize: {graph_macs(graph)} MACs became {graph_macs(smaller)}", None, inputs)
+    for label, other in (("optimized", smaller), ("folded and lowered", run_passes(folded, (lower_padding,)))):
+        if difference(graph, other) is None:
+            continue
+        for rule in (round_trip, equals_tflm):
+            if problem := rule(other, judge, inputs):
+                return Problem(f"{label}: {problem.text}", None, inputs)
+    return None
+
+
+def outputs_of(graph: Graph, inputs: Values) -> Values:
+    """Return the graph's outputs by the reference; those of a graph with a state for consecutive inferences."""
+    x = inputs if len(graph.inputs) > 1 else inputs[graph.inputs[0]]
+    return reference.run(graph, x, stream=bool(graph.variables()))
+
+
+def _changed(label: str, expected: Values, found: Values, inputs: Values) -> Problem | None:
+    for name, value in expected.items():
+        if value.dtype != found[name].dtype or value.shape != found[name].shape:
+            return Problem(f"{label}: output '{name}' has another type or shape", None, inputs)
+        if not np.array_equal(value, found[name]):
+            at = tuple(int(i) for i in np.argwhere(value != found[name])[0])
+            return Problem(
+                f"{label}: output '{name}'{list(at)} is {found[name][at]} instead of {value[at]}", None, inputs
+            )
+    return None
+
+
+RULES: Mapping[str, Rule] = MappingProxyType(
+    {"round trip": round_trip, "equals TFLM": equals_tflm, "optimized": optimized}
+)
 
 
 def examine(rule: str, graph: Graph, judge: IsolatedTflm, inputs: Values | None = None) -> Problem | None:
@@ -106,7 +151,7 @@ def reduced(rule: str, graph: Graph, problem: Problem, judge: IsolatedTflm) -> t
                 graph,
                 problem.inputs if len(graph.inputs) > 1 else problem.inputs[graph.inputs[0]],
                 keep_all=True,
-                **({"stream": True} if graph.variables() else {}),
+                stream=bool(graph.variables()),
             )
             values = {**problem.inputs, **values}
             inputs = {name: np.asarray(values[name]) for name in small.inputs}

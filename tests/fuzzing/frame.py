@@ -112,7 +112,7 @@ class Frame:
         return name
 
     def pick(
-        self, ranks: Sequence[int] = (4, 3, 2), *, largest: int = 4 * MAX_ELEMENTS, least_scale: float = 0.0
+        self, ranks: Sequence[int] = (4, 3, 2, 5), *, largest: int = 4 * MAX_ELEMENTS, least_scale: float = 0.0
     ) -> str:
         """Draw an int8 activation of one of the ranks, the latest first; where none suits, a new graph input.
 
@@ -129,13 +129,18 @@ class Frame:
             and self.quant_of(name).scale >= least_scale
         ]
         if found:
-            return self.choice(found)
+            # Long chains: passes and plans have more to do in them.
+            return found[0] if self.flag() else self.choice(found)
         quant = Quant.per_tensor(max(self.scale(), least_scale), self.zero_point())
         return self.new_input(self.new_shape(self.choice(ranks)), quant=quant)
 
+    def maker(self, name: str) -> Op | None:
+        """Return the op that writes a tensor, or None."""
+        return next((op for op in self.ops if name in op.outputs), None)
+
     def new_shape(self, rank: int) -> Shape:
         """Draw the shape of an activation: (1, ...)."""
-        return (1, *(self.integer(1, 8) for _ in range(rank - 1)))
+        return (1, *(self.integer(1, 8 if rank < 5 else 4) for _ in range(rank - 1)))
 
     def data(self, shape: Shape, dtype: str, low: int, high: int) -> np.ndarray:
         """Draw a constant's integers: all equal, noise, or the ends of the range."""
@@ -180,12 +185,18 @@ class Frame:
         return names
 
     def graph(self) -> Graph:
-        """Return the verified graph: outputs are what nothing reads, and sometimes an activation between."""
+        """Return the verified graph.
+
+        Outputs are what nothing reads, or but some of it, and sometimes an activation between.
+        """
         read = {name for op in self.ops for name in op.inputs}
         written = [name for op in self.ops for name in op.outputs]
-        inner = [name for name in written if name in read]
+        last, inner = written[-1], [name for name in written if name in read]
         tapped = self.choice(inner) if inner and self.choice((False, False, False, True)) else None
-        outputs = tuple(name for name in written if name not in read or name == tapped)
+        idle = self.choice((False, False, False, True))
+        outputs = tuple(
+            name for name in written if name in (last, tapped) or (name not in read and not (idle and self.flag()))
+        )
         inputs = tuple(name for name in self.inputs if name in read)
         used = read | set(written)
         tensors = {name: tensor for name, tensor in self.tensors.items() if name in used}

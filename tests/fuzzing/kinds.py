@@ -45,14 +45,26 @@ def _activation(frame: Frame) -> str:
     return frame.choice(ACTIVATIONS)
 
 
-def _weights(frame: Frame, shape: Shape, axis: int | None) -> str:
-    """Draw int8 weights with one scale, or one for each slice along `axis`."""
-    base, channels = frame.scale(-12, -2), 1 if axis is None else shape[axis]
+def _weights(frame: Frame, shape: Shape, axis: int, *, per_tensor: bool) -> str:
+    """Draw int8 weights with one scale, or one for each slice along `axis`; some slices may be all zeros."""
+    label = f"weights{axis}"
+    like = [name for name in frame.tensors if name.startswith(label) and frame.shape(name) == shape]
+    source = frame.choice(("new", "new", "same", "copy")) if like else "new"
+    if source != "new":
+        name = frame.choice(like)
+        data = frame.tensors[name].data
+        assert data is not None
+        return name if source == "same" else frame.constant(label, data, frame.quant_of(name))
+    base, channels = frame.scale(-12, -2), 1 if per_tensor else shape[axis]
     scales = np.full(channels, base)
     if channels > 1 and frame.flag():
         scales *= 2.0 ** np.random.default_rng(frame.integer(0, 1 << 16)).uniform(-3, 3, channels)
     quant = Quant(tuple(float(np.float32(scale)) for scale in scales), (0,) * channels, axis)
-    return frame.constant("weights", frame.data(shape, "int8", frame.choice((-127, -128)), 127), quant)
+    data = frame.data(shape, "int8", frame.choice((-127, -128)), 127)
+    if frame.choice((False, False, True)):
+        dead = np.random.default_rng(frame.integer(0, 1 << 16)).random(shape[axis]) < 0.5
+        data[(slice(None),) * axis + (dead,)] = 0
+    return frame.constant(label, data, quant)
 
 
 def _bias(frame: Frame, quant: Quant, count: int) -> list[str]:
@@ -83,7 +95,7 @@ def _conv_2d(frame: Frame) -> None:
     x = frame.pick((4,))
     kernel, attrs = _window(frame, frame.shape(x))
     depth, channels = frame.shape(x)[3], frame.integer(1, 6)
-    weights = _weights(frame, (channels, *kernel, depth), frame.choice((0, None)))
+    weights = _weights(frame, (channels, *kernel, depth), 0, per_tensor=frame.flag())
     _product(frame, "conv_2d", x, weights, channels, math.prod(kernel) * depth, None, **attrs)
 
 
@@ -91,7 +103,7 @@ def _depthwise_conv_2d(frame: Frame) -> None:
     x = frame.pick((4,))
     kernel, attrs = _window(frame, frame.shape(x))
     channels = frame.shape(x)[3] * frame.choice((1, 1, 2, 3))
-    weights = _weights(frame, (1, *kernel, channels), frame.choice((3, None)))
+    weights = _weights(frame, (1, *kernel, channels), 3, per_tensor=frame.flag())
     _product(frame, "depthwise_conv_2d", x, weights, channels, math.prod(kernel), None, **attrs)
 
 
@@ -111,7 +123,7 @@ def _transpose_conv(frame: Frame) -> None:
     same = frame.flag()
     (k_h, s_h, p_h), (k_w, s_w, p_w) = (_transpose_side(frame, size, same) for size in frame.shape(x)[1:3])
     depth, channels = frame.shape(x)[3], frame.integer(1, 4)
-    weights = _weights(frame, (channels, k_h, k_w, depth), frame.choice((0, None)))
+    weights = _weights(frame, (channels, k_h, k_w, depth), 0, per_tensor=frame.flag())
     attrs = {"stride": (s_h, s_w), "padding": (*p_h, *p_w)}
     _product(frame, "transpose_conv", x, weights, channels, k_h * k_w * depth, None, **attrs)
 
@@ -121,7 +133,7 @@ def _fully_connected(frame: Frame) -> None:
     shape = frame.shape(x)
     flat = frame.flag()
     depth = frame.size(x) if flat else shape[-1]
-    weights = _weights(frame, (channels, depth), frame.choice((None, 0)))
+    weights = _weights(frame, (channels, depth), 0, per_tensor=frame.flag())
     output = (1, channels) if flat else (*shape[:-1], channels)
     _product(frame, "fully_connected", x, weights, channels, depth, output)
 
@@ -130,7 +142,7 @@ def _svdf(frame: Frame) -> None:
     x, rank = frame.pick((2,)), frame.integer(1, 3)
     units, memory = frame.integer(1, 4), frame.integer(1, 5)
     filters, depth = rank * units, frame.shape(x)[1]
-    feature = _weights(frame, (filters, depth), None)
+    feature = _weights(frame, (filters, depth), 0, per_tensor=True)
     step = frame.quant_of(x).scale * frame.quant_of(feature).scale
     state_quant = Quant.per_tensor(step * NOISE * math.sqrt(depth) * 2.0 ** frame.integer(-10, -4), 0)
     time_quant = Quant.per_tensor(frame.scale(-18, -10), 0)
@@ -217,9 +229,12 @@ def _mean(frame: Frame) -> None:
 def _pad(frame: Frame) -> None:
     x = frame.pick(largest=MAX_ELEMENTS // 4)
     quant = frame.quant_of(x)
-    paddings = ((0, 0), *((frame.integer(0, 2), frame.integer(0, 2)) for _ in frame.shape(x)[1:]))
+    axes = len(frame.shape(x))
+    # As a convolution may take it over, or any other.
+    padded = (1, 2) if axes == 4 and frame.flag() else range(1, axes)
+    paddings = tuple((frame.integer(0, 2), frame.integer(0, 2)) if axis in padded else (0, 0) for axis in range(axes))
     value = None
-    if frame.flag():
+    if frame.choice((False, False, True)):
         value = frame.integer(-128, 126)
         value += value >= quant.zero_point
     frame.emit("pad", [x], [quant], paddings=paddings, value=value)
@@ -228,7 +243,7 @@ def _pad(frame: Frame) -> None:
 def _reshape(frame: Frame) -> None:
     x = frame.pick()
     rest, dims = frame.size(x), []
-    for _ in range(frame.integer(0, 2)):
+    for _ in range(frame.integer(0, 3)):
         divisors = [number for number in range(1, rest + 1) if rest % number == 0]
         dims.append(frame.choice(divisors))
         rest //= dims[-1]
@@ -237,8 +252,12 @@ def _reshape(frame: Frame) -> None:
 
 def _transpose(frame: Frame) -> None:
     x = frame.pick()
-    perm = frame.permutation(range(1, len(frame.shape(x))))
-    frame.emit("transpose", [x], [frame.quant_of(x)], perm=(0, *perm))
+    maker = frame.maker(x)
+    if maker is not None and maker.kind == "transpose" and frame.flag():
+        perm = tuple(int(axis) for axis in np.argsort(maker.attrs["perm"]))
+    else:
+        perm = (0, *frame.permutation(range(1, len(frame.shape(x)))))
+    frame.emit("transpose", [x], [frame.quant_of(x)], perm=perm)
 
 
 def _concatenation(frame: Frame) -> None:
@@ -253,6 +272,10 @@ def _concatenation(frame: Frame) -> None:
         )
         return fits and frame.quant_of(name) == quant and frame.size(name) <= MAX_ELEMENTS
 
+    maker = frame.maker(x)
+    if maker is not None and maker.kind == "split" and frame.flag():
+        frame.emit("concatenation", maker.outputs, [quant], axis=maker.attrs["axis"])
+        return
     operands = [x]
     for number in range(frame.integer(0, 3)):
         if frame.flag():
@@ -269,7 +292,11 @@ def _split(frame: Frame) -> None:
     axis = frame.integer(1, len(shape) - 1)
     parts, rest = [], shape[axis]
     equal = [number for number in range(1, 5) if rest % number == 0]
-    if frame.flag():
+    maker = frame.maker(x)
+    if maker is not None and maker.kind == "concatenation" and frame.flag():
+        axis = maker.attrs["axis"]
+        parts = [frame.shape(name)[axis] for name in maker.inputs]
+    elif frame.flag():
         count = frame.choice(equal)
         parts = [rest // count] * count
     else:
@@ -282,7 +309,8 @@ def _split(frame: Frame) -> None:
 
 
 def _strided_slice(frame: Frame) -> None:
-    x = frame.pick()
+    # TFLite Micro refuses five axes.
+    x = frame.pick((4, 3, 2))
     begin, end, strides, shrink = [0], [1], [1], []
     for axis, size in enumerate(frame.shape(x)[1:], 1):
         first, step = frame.integer(0, size - 1), frame.choice((1, 1, 2, 3, -1, -2))
@@ -418,6 +446,24 @@ KINDS: Mapping[str, Draw] = MappingProxyType(
 )
 """How each kind is drawn, the plainest first: graphs shrink towards them."""
 
+FOLLOWERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "pad": ("conv_2d", "depthwise_conv_2d", "max_pool_2d", "pad"),
+        "conv_2d": ("conv_2d", "depthwise_conv_2d", "relu", "relu6", "add", "mean"),
+        "depthwise_conv_2d": ("conv_2d", "relu6", "add", "mean"),
+        "transpose_conv": ("conv_2d", "concatenation"),
+        "concatenation": ("split", "conv_2d", "concatenation"),
+        "split": ("concatenation", "conv_2d", "add"),
+        "transpose": ("transpose", "reshape"),
+        "reshape": ("reshape", "fully_connected", "transpose"),
+        "mean": ("reshape", "fully_connected"),
+        "fully_connected": ("fully_connected", "relu", "softmax", "svdf", "arg_max"),
+        "svdf": ("svdf", "fully_connected"),
+        "quantize": ("quantize", "dequantize", "conv_2d"),
+    }
+)
+"""What often stands behind a kind in real models: passes look for such pairs."""
+
 FLOAT_ONLY = frozenset({"batch_norm"})
 """Kinds of float graphs only: an int8 graph has none."""
 MOST_OPS = 10
@@ -434,10 +480,14 @@ def graphs(
 ) -> Graph:
     """Draw an int8 graph of at most `most_ops` ops of the given kinds, one of which is an op of `kind`."""
     frame = Frame(draw)
-    for _ in range(frame.integer(1, 2)):
-        frame.new_input(frame.new_shape(4))
+    frame.new_input(frame.new_shape(4))
+    if frame.flag():
+        frame.new_input(frame.new_shape(frame.choice((4, 3, 2, 5))))
     count = frame.integer(1, most_ops)
     place = frame.integer(0, count - 1)
+    last = ""
     for index in range(count):
-        KINDS[kind if index == place else frame.choice(kinds)](frame)
+        likely = [name for name in FOLLOWERS.get(last, ()) if name in kinds]
+        last = kind if index == place else frame.choice(likely if likely and frame.flag() else kinds)
+        KINDS[last](frame)
     return frame.graph()

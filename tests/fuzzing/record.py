@@ -1,4 +1,4 @@
-"""A graph as JSON text, and the file that keeps a graph which once broke a property.
+"""A graph as JSON text, and the text that keeps a graph which once broke a property.
 
 The format belongs to the tests: no reader or writer that is under test takes part in it.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -108,8 +107,8 @@ class Failure:
     found: str
 
 
-def save(failure: Failure, path: Path) -> None:
-    """Write a failure as a small text file."""
+def dumps(failure: Failure) -> str:
+    """Return a failure as text."""
     inputs = None
     if failure.inputs is not None:
         inputs = {
@@ -131,13 +130,12 @@ def save(failure: Failure, path: Path) -> None:
         )
         + "\n }",
     ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
-def load(path: Path) -> Failure:
-    """Read a file that `save` wrote."""
-    raw = json.loads(path.read_text(encoding="utf-8"))
+def loads(text: str) -> Failure:
+    """Read what `dumps` returned."""
+    raw = json.loads(text)
     inputs = raw["inputs"]
     if inputs is not None:
         inputs = {

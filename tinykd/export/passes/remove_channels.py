@@ -182,7 +182,7 @@ def _rewrite(graph: Graph, reads: dict[int, _Read], live: dict[str, np.ndarray])
             before, after = op.attrs["paddings"][-1]
             channels = (int(y[:before].sum()), int(y[len(y) - after :].sum()))
             op = replace(op, attrs={**op.attrs, "paddings": (*op.attrs["paddings"][:-1], channels)})
-        elif op.kind == "strided_slice" and x is not None and y is not None:
+        elif op.kind == "strided_slice" and x is not None and y is not None and not x.all():
             op = _cut_slice(op, x)
         ops.append(op)
     return graph.with_ops(ops, tensors)
