@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "flash": ("tinykd.commands.flash", "Write the firmware to a board."),
     "bench": ("tinykd.commands.bench", "Run the firmware on a board or emulator: outputs, instructions, latency."),
     "show": ("tinykd.commands.show", "Show a model op by op: shapes, scales, MACs, bytes, and a drawing."),
+    "lint": ("tinykd.commands.lint", "Name what a model pays for without need, with the mend."),
     "verify": ("tinykd.commands.verify", "Check every activation against the oracle, bit for bit."),
     "report": ("tinykd.commands.report", "Write one HTML page that shows everything."),
     "list": ("tinykd.commands.list", "Show boards, models, methods, datasets or recipes."),

@@ -23,6 +23,7 @@ class TfliteFile:
         unused: (tensor, bytes) of constants that no op reads and that are no output.
         spare_buffers: bytes of buffers that no tensor and no metadata names.
         metadata: name -> bytes of its buffer.
+        buffer_of: tensor -> the number of its buffer; tensors that share one are stored once.
     """
 
     num_bytes: int
@@ -32,6 +33,7 @@ class TfliteFile:
     unused: Mapping[str, int]
     spare_buffers: Mapping[int, int]
     metadata: Mapping[str, int]
+    buffer_of: Mapping[str, int]
 
     @property
     def has_offline_plan(self) -> bool:
@@ -83,6 +85,7 @@ def inspect(data: bytes) -> TfliteFile:
         {names[t]: sizes[b] for t, b in buffers.items() if t not in used and sizes.get(b)},
         {buffer: size for buffer, size in sizes.items() if size and buffer not in named},
         metadata,
+        {names[tensor]: buffer for tensor, buffer in buffers.items()},
     )
 
 
