@@ -212,7 +212,7 @@ class Builder:
         shape = (1, outputs) if rows == 1 else (*self.shape(self.x)[:-1], outputs)
         return self._emit("fully_connected", (self.x, *weights), shape, activation=activation)
 
-    def svdf(self, units, rank=1, memory=3, time_limit=300):
+    def svdf(self, units, rank=1, memory=3, time_limit=300, activation="none"):
         """An SVDF; time weights lie within plus and minus `time_limit`."""
         filters, depth = units * rank, self.shape(self.x)[1]
         rng, index = self.rng, len(self.ops)
@@ -227,7 +227,7 @@ class Builder:
         self.tensors[state] = Tensor(state, (1, filters * memory), "int16", state_quant, variable=True)
         output_scale = state_scale * float(rng.uniform(5.0, 100.0))
         quant = self.quant(output_scale)
-        return self._emit("svdf", (self.x, feature, time, bias, state), None, quant, rank=rank, activation="none")
+        return self._emit("svdf", (self.x, feature, time, bias, state), None, quant, rank=rank, activation=activation)
 
     def add(self, other, activation="none", quant=None):
         return self._emit("add", (self.x, other), None, quant, activation=activation)

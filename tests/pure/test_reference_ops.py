@@ -52,6 +52,7 @@ CASES = {
     "svdf rank 2": (ROW, lambda b: b.svdf(4, rank=2, memory=5)),
     "svdf memory 1": (ROW, lambda b: b.svdf(4, memory=1)),
     "svdf with sums beyond int32": (ROW, lambda b: b.svdf(4, memory=6, time_limit=32768)),
+    "svdf whose activation nobody applies": (ROW, lambda b: b.svdf(6, activation="relu")),
     "two svdf": (ROW, lambda b: (b.svdf(6), b.svdf(3, rank=2))),
     "add constant": (MAP, lambda b: b.add(b.constant(MAP), "relu6")),
     "add row of constants": (MAP, lambda b: b.add(b.constant((4,)))),
