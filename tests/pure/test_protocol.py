@@ -126,11 +126,46 @@ def test_payload_readers_accept_or_refuse_but_never_crash(payload):
 def test_payloads_round_trip():
     """Identity, info and counts come back as they were sent; longer text is cut at 31 characters."""
     identity = Identity(1, 1024, "ab" * 32, "nucleo-f746", "tinykd", 99)
-    info = Info(1, 2, 3, 4, 5, 6, 7, "m" * 40, "0.1.0")
+    info = Info(1, 2, 3, 4, 5, 6, 7, "m" * 40, "0.1.0", 99)
     assert Identity.unpack(identity.pack()) == identity
     assert Identity.unpack(identity.pack() + b"later versions may say more") == identity
     assert Info.unpack(info.pack()).model == "m" * 31
+    assert Info.unpack(info.pack()).state_bytes == 99
+    assert Info.unpack(info.pack()[:-4]).state_bytes == 0, "firmware that knows no state"
+    with pytest.raises(protocol.PayloadError):
+        Info.unpack(info.pack()[:-1])
     assert Invoked.unpack(Invoked(1 << 40, 2, 3).pack()) == Invoked(1 << 40, 2, 3)
+
+
+def _counting_device():
+    """A device whose model has memory: its output counts the inferences since it forgot last."""
+    counts = [0]
+
+    def count(x):
+        counts[0] += 1
+        return bytes(counts * OUTPUT_BYTES)
+
+    device = FakeDevice(count, INPUT_BYTES, OUTPUT_BYTES, forget=lambda: counts.__setitem__(0, 0))
+    return Session(FakeTransport(device)), device
+
+
+def test_forget_makes_an_inference_the_first_one():
+    """A model with memory remembers until FORGET, HELLO or `fresh`; FORGET discards input and result."""
+    session, _ = _counting_device()
+    session.hello()
+    x = bytes(INPUT_BYTES)
+    assert session.info().state_bytes > 0
+    assert [session.infer(x, OUTPUT_BYTES)[0][0] for _ in range(3)] == [1, 2, 3]
+    assert [session.infer(x, OUTPUT_BYTES, fresh=True)[0][0] for _ in range(2)] == [1, 1]
+    assert session.infer(x, OUTPUT_BYTES)[0][0] == 2
+    session.hello()
+    assert session.infer(x, OUTPUT_BYTES)[0][0] == 1
+    session.load(x)
+    session.forget()
+    with pytest.raises(DeviceRefusedError, match="OUT_OF_ORDER"):
+        session.invoke()
+    with pytest.raises(DeviceRefusedError, match="NO_RESULT"):
+        session.result(1)
 
 
 def test_a_session_does_everything_that_the_protocol_offers():

@@ -19,6 +19,7 @@ from tinykd.formats import tflite_writer
 from tinykd.ir import Graph, Op, Quant, Tensor, op_macs, same_padding, verify
 from tinykd.plan import plan_graph
 from tinykd.report import charts, collect_records, render, render_page
+from tinykd.report.collect import _confusion
 
 CLASSES = [str(digit) for digit in range(10)]
 BOARD = "nucleo-f746"
@@ -412,6 +413,13 @@ def test_layers_and_measurements_are_joined_by_generated_op(run: Path) -> None:
     ]
     assert [layer.instructions for layer in layers if layer.kind == "reshape"] == [None]
     assert all(layer.macs == row["macs"] for layer, row in zip(measured, bench["per_op"], strict=True))
+
+
+def test_a_model_that_names_the_class_itself_has_no_confusion(tmp_path: Path) -> None:
+    """From int32 classes of an ARG_MAX the number of classes is unknown: no matrix, and no error."""
+    path = tmp_path / "outputs.npz"
+    np.savez(path, outputs=np.array([[3], [1]], np.int32), labels=np.array([3, 9]))
+    assert _confusion(path) is None
 
 
 def test_confusion_counts_labels_by_rows(run: Path) -> None:

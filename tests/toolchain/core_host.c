@@ -115,11 +115,12 @@ static bool generate(void)
     uint8_t frame[TK_FRAME_MAX_BYTES];
     uint8_t *payload = frame + TK_FRAME_HEADER_BYTES;
     static uint16_t sequence;
-    uint8_t type = (uint8_t)(1 + rand() % 8);
+    uint8_t type = (uint8_t)(1 + rand() % 9);
+    type = type == 9 ? 10 : type; /* FORGET, but no RESET */
     size_t length = 0;
     if (rand() % 16 == 0) {
         type = (uint8_t)rand();
-        type = type == 9 ? 8 : type; /* no RESET */
+        type = type == 9 ? 8 : type;
     }
     const uint32_t small = (uint32_t)(rand() % 300);
     switch (type) {

@@ -121,9 +121,32 @@ def test_the_server_does_everything_that_the_protocol_offers(transport):
     assert session.info().inferences == 0
 
 
+def test_the_state_is_forgotten_on_request_and_by_hello(transport):
+    """The model counts inferences in its state; FORGET and HELLO set it back, and discard what was loaded."""
+    session = Session(transport)
+    session.hello()
+    assert session.info().state_bytes == 1
+    x = bytes(INPUT_BYTES)
+
+    def count(**options):
+        session.infer(x, OUTPUT_BYTES, **options)
+        return session.activation(255, 1)[0]
+
+    assert [count(), count(), count(fresh=True), count()] == [1, 2, 1, 2]
+    session.hello()
+    assert count() == 1
+    session.load(x)
+    session.forget()
+    with pytest.raises(DeviceRefusedError, match="OUT_OF_ORDER"):
+        session.invoke()
+    with pytest.raises(DeviceRefusedError, match="NO_RESULT"):
+        session.result(1)
+
+
 @pytest.mark.parametrize(
     ("call", "code", "detail"),
     [
+        (lambda s: s._must(Type.FORGET, b"x", 0), ErrorCode.BAD_LENGTH, 1),
         (lambda s: s.invoke(), ErrorCode.OUT_OF_ORDER, protocol.NO_OP),
         (lambda s: s.result(1), ErrorCode.NO_RESULT, 0),
         (lambda s: s.load(bytes(INPUT_BYTES + 1)), ErrorCode.OUT_OF_RANGE, INPUT_BYTES),

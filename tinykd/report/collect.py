@@ -312,11 +312,16 @@ def _load_npz(path: Path) -> dict[str, np.ndarray]:
 
 
 def _confusion(path: Path) -> np.ndarray | None:
-    """Return counts (K, K) from int8 `outputs` (N, K) and `labels` (N,); None where the inputs had no labels."""
+    """Return counts (K, K) from int8 `outputs` (N, K) and `labels` (N,).
+
+    None where the inputs had no labels, and where the model names the class itself (int32): its K is unknown.
+    """
     arrays = _load_npz(path)
     if "labels" not in arrays or "outputs" not in arrays or not len(arrays["labels"]):
         return None
     outputs = arrays["outputs"].reshape(len(arrays["outputs"]), -1)
+    if outputs.dtype == np.int32:
+        return None
     num_classes = outputs.shape[1]
     labels = arrays["labels"].astype(np.int64)
     if len(labels) != len(outputs) or labels.min() < 0 or labels.max() >= num_classes:
