@@ -10,14 +10,19 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from graphs import Builder, needs_oracle, needs_public_models, public_models, random_network
+from pure import test_reference, test_reference_ops
 
 from tinykd.commands.verify import command
-from tinykd.errors import ConfigError, InternalError, ParityError, ToolchainError
+from tinykd.errors import ConfigError, InternalError, ParityError, ToolchainError, UnsupportedModelError
 from tinykd.export import explain, oracles, parity, reference
 from tinykd.formats import tflite, tflite_file, tflite_writer
 from tinykd.ir import Graph, Op, Tensor
 from tinykd.plan import plan_for_tflm, tflm_offsets
 
+CASES = {
+    **{name: ((1, 9, 8, 4), build) for name, build in test_reference.CASES.items()},
+    **test_reference_ops.CASES,
+}
 INSTALLED = [name for name, row in oracles.ORACLES.items() if row.is_available]
 
 
@@ -298,3 +303,82 @@ def test_a_plan_is_found_and_taken_out(model: Path) -> None:
     plain = tflite_file.without_plan(data)
     assert not tflite_file.inspect(plain).has_offline_plan
     assert len(plain) == len(data)
+
+
+@needs("litert")
+@pytest.mark.parametrize("case", CASES)
+def test_litert_computes_every_op_as_the_reference_does(case: str) -> None:
+    """What is known to differ is explained; nothing else differs. Models that LiteRT refuses are told as refused."""
+    shape, build = CASES[case]
+    builder = Builder(np.random.default_rng(1), shape)
+    build(builder)
+    graph = builder.graph()
+    try:
+        judge = oracles.make("litert", graph, tflite_writer.write(graph))
+        result = parity.compare_judge(graph, judge, parity.sample_inputs(graph, 8, 1))
+    except UnsupportedModelError as error:
+        assert "litert" in error.message
+        assert any(word in case for word in ("svdf", "without bias", "beyond its kernels")), error.message
+        return
+    assert result.mismatches == 0, result.first_mismatch
+    assert set(result.max_steps) <= {"fully_connected", "relu6"}
+
+
+@needs_oracle
+def test_the_state_of_earlier_inferences_goes_into_the_arithmetic() -> None:
+    """A fault that only an old state shows is found at a later sample, and explained from the state before it."""
+    builder = Builder(np.random.default_rng(4), (1, 24))
+    builder.svdf(6, memory=4)
+    graph = builder.graph()
+    x = parity.sample_inputs(graph, 12, 3)
+    assert parity.compare(graph, tflite_writer.write(graph), x, stream=True).mismatches == 0
+    time = graph.ops[0].inputs[2]
+    weights = graph.tensor(time).data
+    assert weights is not None
+    faulty = tflite_writer.write(changed(graph, time, (2, 0), -600 if weights[2, 0] > 0 else 600))
+    result = parity.compare(graph, faulty, x, stream=True)
+    assert result.first_mismatch is not None
+    assert result.first_mismatch.sample >= 3
+    assert result.first_mismatch.index == (2,)
+    assert result.first_mismatch.arithmetic[-1][1] == f"{result.first_mismatch.reference:,}"
+    # From the reset state each, no inference has a state that old.
+    assert parity.compare(graph, faulty, x).mismatches == 0
+
+
+@needs_oracle
+def test_graphs_with_several_inputs_and_outputs_are_compared() -> None:
+    """Each part of a split and each output counts; a fault behind the second input is found there."""
+    builder = Builder(np.random.default_rng(6), (1, 6, 6, 4))
+    builder.add(builder.input("other", (1, 6, 6, 4)))
+    parts = builder.split((1, 3), 3)
+    builder.x = parts[1]
+    last = builder.conv(2)
+    graph = builder.graph(outputs=(parts[0], last))
+    x = parity.sample_inputs(graph, 6, 0)
+    assert set(x) == {"input", "other"}
+    result = parity.compare(graph, tflite_writer.write(graph), x)
+    assert (result.mismatches, result.ops_checked) == (0, 3)
+    # Every activation once, and the two outputs once more, as the file under its own plan gives them.
+    assert result.values_checked == 6 * 36 * (4 + 4 + 2 + 1 + 2)
+    bias = graph.ops[2].inputs[2]
+    found = parity.compare(graph, tflite_writer.write(changed(graph, bias, (1,), 9000)), x).first_mismatch
+    assert found is not None
+    assert (found.op, found.tensor, found.index[-1]) == (2, last, 1)
+
+
+@needs_oracle
+def test_float_edges_are_compared_as_floats() -> None:
+    """QUANTIZE and DEQUANTIZE at the edges are compared like any op, floats to the last bit."""
+    builder = Builder(np.random.default_rng(7), (1, 6, 6, 3), "float32")
+    builder.quantize()
+    builder.conv(4)
+    builder.dequantize()
+    graph = builder.graph()
+    result = parity.compare(graph, tflite_writer.write(graph), parity.sample_inputs(graph, 6, 0))
+    assert (result.mismatches, result.ops_checked) == (0, 3)
+    bias = graph.ops[1].inputs[2]
+    found = parity.compare(
+        graph, tflite_writer.write(changed(graph, bias, (2,), 9000)), parity.sample_inputs(graph, 6, 0)
+    ).first_mismatch
+    assert found is not None
+    assert (found.op, found.kind) == (1, "conv_2d")

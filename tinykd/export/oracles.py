@@ -20,7 +20,7 @@ from tinykd.ir import Graph, Op
 Values = dict[str, np.ndarray]
 """Tensor name -> value of one inference, in the tensor's shape (batch 1)."""
 
-ONE_STEP = 1
+ONE_STEP, ANY_STEPS = 1, 255
 
 
 class Judge(Protocol):
@@ -114,7 +114,7 @@ class TflmJudge:
 
 
 class LiteJudge:
-    """LiteRT or TensorFlow Lite with reference kernels: exact but for the ops of `LITE_ROUNDS_OTHERWISE`."""
+    """LiteRT or TensorFlow Lite with reference kernels: exact but for what `allowed` tells."""
 
     exact = False
 
@@ -151,7 +151,10 @@ class LiteJudge:
         """Return every activation."""
         for index, name in zip(self._inputs, self._graph.inputs, strict=True):
             self._interpreter.set_tensor(index, np.ascontiguousarray(inputs[name]))
-        self._interpreter.invoke()
+        try:
+            self._interpreter.invoke()
+        except RuntimeError as error:
+            raise UnsupportedModelError(f"{self.name} cannot run the model: {error}") from error
         return {**{name: self._interpreter.get_tensor(i) for name, i in self._indices.items()}, **inputs}
 
     def final(self, inputs: Values) -> Values:
@@ -159,14 +162,13 @@ class LiteJudge:
         return {}
 
     def allowed(self, op: Op) -> tuple[int, str]:
-        """Return one step for the ops whose kernels round in another way than TFLite Micro's."""
-        reason = LITE_ROUNDS_OTHERWISE.get(op.kind)
-        return (ONE_STEP, reason) if reason else (0, "")
-
-
-LITE_ROUNDS_OTHERWISE: Mapping[str, str] = MappingProxyType(
-    {"fully_connected": "LiteRT's kernel rounds once where TFLite Micro's rounds twice"}
-)
+        """Return how far the ops may differ whose kernels are known to compute something else than TFLite Micro's."""
+        if op.kind == "fully_connected":
+            return ONE_STEP, "LiteRT's kernel rounds once where TFLite Micro's rounds twice"
+        x, y = self._graph.tensor(op.inputs[0]), self._graph.tensor(op.outputs[0])
+        if op.kind == "relu6" and x.quant != y.quant:
+            return ANY_STEPS, "TFLite Micro's RELU6 keeps the input's scale, LiteRT's goes to the output's"
+        return 0, ""
 
 
 class OnnxJudge:
@@ -185,8 +187,12 @@ class OnnxJudge:
         options.intra_op_num_threads = 1
         options.log_severity_level = 3
         self._names = [name for op in graph.ops for name in op.outputs if graph.tensor(name).dtype == "int8"]
-        qdq = onnx_outputs.expose(onnx_writer.write_qdq(graph), [f"{name}/q" for name in self._names])
-        self._session = onnxruntime.InferenceSession(qdq, options, providers=["CPUExecutionProvider"])
+        try:
+            qdq = onnx_outputs.expose(onnx_writer.write_qdq(graph), [f"{name}/q" for name in self._names])
+            self._session = onnxruntime.InferenceSession(qdq, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # the errors of onnx and onnxruntime have no base of their own
+            reason = str(error).strip().splitlines()[0]
+            raise UnsupportedModelError(f"the model has no QDQ ONNX that onnxruntime runs: {reason}") from error
         feeds = {item.name for item in self._session.get_inputs()}
         if feeds != {f"{name}/float" for name in graph.inputs}:
             raise UnsupportedModelError(f"the QDQ model has the inputs {sorted(feeds)}")
