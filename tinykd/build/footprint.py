@@ -6,6 +6,7 @@ Run it after every change of the firmware, the code generator or the compiler; `
 
 from __future__ import annotations
 
+import json
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
@@ -19,11 +20,13 @@ import tinykd
 from tinykd.board import Board, load_board
 from tinykd.build import BuildResult, build, compiler_version
 from tinykd.build.size import Sizes, read_sizes
+from tinykd.build.stack import LIBRARY_LEAVES
 from tinykd.ir import Graph, MemoryPlan, Op, Placement, Quant, Tensor, spatial_paddings, verify
 from tinykd.kernels import KERNELS
 
 TABLE = Path(tinykd.__file__).resolve().parent / "plan" / "footprint.toml"
 REFERENCE_BOARDS: Mapping[str, str] = MappingProxyType({"cortex-m4": "nucleo-f412", "cortex-m7": "nucleo-f746"})
+KERNEL_NAMES = frozenset(kernel.function for kernels in KERNELS.values() for kernel in kernels)
 # Enough ops of one kind that the cost of one more shows beside alignment.
 _MANY = 5
 
@@ -41,6 +44,7 @@ def measure(board: Board, folder: Path) -> dict[str, Any]:
         "text_per_call": _text_per_call(board, folder),
         "kernels": {},
     }
+    added: dict[str, dict[str, int]] = {}
     for function, make in sorted(_SAMPLES.items()):
         one, one_sizes = _build(board, folder / f"{function}-1", _chain(1, make))
         _, many_sizes = _build(board, folder / f"{function}-{_MANY}", _chain(_MANY, make))
@@ -52,6 +56,15 @@ def measure(board: Board, folder: Path) -> dict[str, Any]:
             "params": one_sizes.objects["tk_model_params_000"],
             "stack": one.stack_bytes_max,
         }
+        added[function] = {
+            name: -(-size // 4) * 4
+            for name, size in one_sizes.functions.items()
+            if name not in sizes.functions and (name in KERNEL_NAMES or name in LIBRARY_LEAVES) and name != function
+        }
+    row["shared"] = {name: size for functions in added.values() for name, size in sorted(functions.items())}
+    for function, names in added.items():
+        row["kernels"][function]["text"] -= sum(names.values())
+        row["kernels"][function]["shares"] = sorted(names)
     return row
 
 
@@ -62,17 +75,19 @@ def render(rows: Mapping[str, Mapping[str, Any]], compiler: str) -> str:
         "# text, rodata, model (its constants), data, bss (without the arena), stack: of a firmware without ops.",
         "# text_per_call: code of one more call of a kernel by the same op.",
         "# kernels: code and constants of each, once; code per op; size of an op's parameter block; the proven",
-        "# stack of a firmware with such ops.",
+        "# stack of a firmware with such ops; which of the shared functions, counted once, it calls.",
         "",
         f'compiler = "{compiler}"',
         f'tinykd = "{tinykd.__version__}"',
     ]
     for core, row in sorted(rows.items()):
         lines += ["", f"[{core}]"]
-        lines += [f"{key} = {value}" for key, value in row.items() if key != "kernels"]
+        lines += [f"{key} = {value}" for key, value in row.items() if not isinstance(value, dict)]
+        lines += ["", f"[{core}.shared]"]
+        lines += [f"{name} = {size}" for name, size in sorted(row["shared"].items())]
         lines += ["", f"[{core}.kernels]"]
         lines += [
-            f"{name} = {{ {', '.join(f'{key} = {value}' for key, value in facts.items())} }}"
+            f"{name} = {{ {', '.join(f'{key} = {json.dumps(value)}' for key, value in facts.items())} }}"
             for name, facts in row["kernels"].items()
         ]
     return "\n".join(lines) + "\n"
@@ -80,9 +95,8 @@ def render(rows: Mapping[str, Mapping[str, Any]], compiler: str) -> str:
 
 def main() -> int:
     """Measure every core and rewrite the table."""
-    known = {kernel.function for kernels in KERNELS.values() for kernel in kernels}
-    if known != set(_SAMPLES):
-        sys.stderr.write(f"sample models are missing or superfluous: {sorted(known ^ set(_SAMPLES))}\n")
+    if set(_SAMPLES) != KERNEL_NAMES:
+        sys.stderr.write(f"sample models are missing or superfluous: {sorted(KERNEL_NAMES ^ set(_SAMPLES))}\n")
         return 1
     rows = {}
     with tempfile.TemporaryDirectory(prefix="tinykd-footprint-") as temporary:

@@ -47,6 +47,7 @@ def predict(graph: Graph, board: Board, plan: MemoryPlan) -> dict[str, int]:
     row = table[board.core]
     text, rodata, model, stack = row["text"], row["rodata"], row["model"], row["stack"]
     used: set[str] = set()
+    shared: set[str] = set()
     num_ops = 0
     arrays: list[tuple[str, np.ndarray]] = []
     for index, calls in enumerate(planned_calls(graph, plan)):
@@ -66,6 +67,9 @@ def predict(graph: Graph, board: Board, plan: MemoryPlan) -> dict[str, int]:
             used.add(calls[0].function)
             text += facts["text"]
             rodata += facts["rodata"]
+            shared.update(facts["shares"])
+    # A kernel that other kernels call is counted once, whether an op uses it or not.
+    text += sum(row["shared"][name] for name in shared - used)
     model += sum(_aligned(array.nbytes) for array in unique_arrays(arrays)[0].values())
     # The table's bss holds the cycle counter of one op, which a model without ops has too.
     bss = row["bss"] + plan.arena_bytes + CYCLE_COUNTER_BYTES * max(num_ops - 1, 0)
