@@ -11,9 +11,12 @@ from tinykd.ir import quantize_multiplier
 from tinykd.ir.fixedpoint import (
     doubling_high_mul,
     exp_on_negative_values,
+    logistic,
     multiply_by_quantized_multiplier,
     reciprocal,
     rounding_shift_right,
+    tanh,
+    wrap_int32,
 )
 
 int32 = st.integers(-(2**31), 2**31 - 1)
@@ -75,3 +78,29 @@ def test_reciprocal_is_accurate():
     scale, bits = reciprocal(x, 12)
     got = scale / 2.0**31 / 2.0**bits
     assert np.allclose(got * (x / 2.0**19), 1.0, rtol=2**-26)
+
+
+def test_logistic_and_tanh_are_accurate():
+    """Both are right to 2**-22 on all Q4.27 numbers, odd about their middle to 2**-30, and exact at zero."""
+    raw = np.linspace(-(2**31) + 1, 2**31 - 1, 4001).astype(np.int64)
+    real = raw / 2**27
+    assert np.abs(logistic(raw, 4) / 2**31 - 1 / (1 + np.exp(-real))).max() < 2**-22
+    assert np.abs(tanh(raw, 4) / 2**31 - np.tanh(real)).max() < 2**-22
+    assert np.array_equal(logistic(raw, 4) + logistic(-raw, 4), np.where(raw == 0, 2**31, 2**31 - 1))
+    assert np.array_equal(tanh(raw, 4), -tanh(-raw, 4))
+    assert logistic(np.array([0]), 4)[0] == 2**30
+    assert tanh(np.array([0]), 4)[0] == 0
+
+
+def test_int32_wraps():
+    """Beyond int32 the numbers go round, as C's do in practice."""
+    assert wrap_int32(np.array([2**31, -(2**31) - 1, 2**32 + 5, -7])).tolist() == [-(2**31), 2**31 - 1, 5, -7]
+
+
+@given(int32, st.floats(1e-9, 1e6))
+def test_requantization_rounds_twice(x, real):
+    """In place or step by step, the product is first rounded to an integer and then shifted with a second rounding."""
+    multiplier, shift = quantize_multiplier(real)
+    shifted = wrap_int32(np.array([x], dtype=np.int64) << max(shift, 0))
+    expected = rounding_shift_right(doubling_high_mul(shifted, multiplier), max(-shift, 0))
+    assert multiply_by_quantized_multiplier(np.array([x]), multiplier, shift)[0] == expected[0]
