@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import tflite
 
+from hostile.mutate_onnx import change_fields
+
 _HUGE = (0xFFFFFFFF, 0x7FFFFFFF, 0x80000000, 0x40000000, 0x10000000, 0x01000000, 0x00100000, 0x0000FFFF)
 _SMALL = (0, 1, 2, 3, 4, 7, 8, 127, 128, 255, 256, 0xFFFFFFFE)
 _FLOATS = (float("nan"), float("inf"), float("-inf"), 0.0, -0.0, -1.0, 1e-45, 1e-38, 3e38, 1e-10, 1e10)
@@ -25,11 +27,13 @@ class Base:
         data: its bytes.
         numbers: positions of the four-byte numbers that say how the file hangs together: offsets, lengths, shapes,
             indices, scales. Empty where nothing is known about the format.
+        fields: the file is an ONNX model, whose fields can be changed one by one.
     """
 
     name: str
     data: bytes
-    numbers: tuple[int, ...]
+    numbers: tuple[int, ...] = ()
+    fields: bool = False
 
 
 def tflite_base(name: str, data: bytes) -> Base:
@@ -37,14 +41,16 @@ def tflite_base(name: str, data: bytes) -> Base:
     return Base(name, data, tuple(sorted(_tflite_numbers(data))))
 
 
-def blind_base(name: str, data: bytes) -> Base:
-    """Return the base of a file of another format."""
-    return Base(name, data, ())
+def onnx_base(name: str, data: bytes) -> Base:
+    """Return the base of an ONNX model."""
+    return Base(name, data, fields=True)
 
 
 def mutate(base: Base, seed: int) -> tuple[str, bytes]:
     """Return the name of a mutation and the broken file; the same seed gives the same."""
     rng = np.random.default_rng([seed, len(base.data)])
+    if base.fields and rng.random() < 0.8:
+        return "change fields", change_fields(base.data, rng)
     kinds = list(MUTATIONS if base.numbers else BLIND)
     kind = kinds[int(rng.integers(len(kinds)))]
     data = bytearray(base.data)

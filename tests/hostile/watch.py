@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import Any
 
 from hostile.mutate import Base, mutate
 from tinykd.errors import TinykdError
@@ -54,7 +53,12 @@ class _TooSlowError(BaseException):
 
 
 def endings(
-    read: Callable[[bytes], object], bases: Sequence[Base], seeds: range, *, seconds: float = SECONDS
+    read: Callable[[bytes], object],
+    bases: Sequence[Base],
+    seeds: range,
+    *,
+    prepare: Callable[[], object] | None = None,
+    seconds: float = SECONDS,
 ) -> Iterator[Ending | int]:
     """Yield how each mutation of the bases ended (in turns), and at the end the child's peak memory in bytes.
 
@@ -62,52 +66,51 @@ def endings(
         read: an importable function that reads the bytes of a file and raises TinykdError or returns.
         bases: whole files; mutation `seed` breaks `bases[seed % len(bases)]`.
         seeds: of the mutations.
+        prepare: called first in the child, without limits: for imports, which are no part of what a file costs.
         seconds: allowed for one file.
     """
     context = multiprocessing.get_context("spawn")
     start, peak = seeds.start, 0
     while start < seeds.stop:
         pipe, theirs = context.Pipe(duplex=False)
-        child = context.Process(
-            target=_serve, args=(theirs, read, list(bases), range(start, seeds.stop), seconds), daemon=True
-        )
+        work = (theirs, read, list(bases), range(start, seeds.stop), prepare, seconds)
+        child = context.Process(target=_serve, args=work, daemon=True)
         child.start()
         theirs.close()
-        for message in _messages(pipe, 4 * seconds):
-            if isinstance(message, int):
-                peak = max(peak, message)
-                continue
-            yield message
-            start = message.seed + 1
+        outcome = "crash"
+        try:
+            while start < seeds.stop:
+                # Until its first answer the child imports; later a silence means that no signal reaches it.
+                if not pipe.poll(IMPORT_SECONDS + 4 * seconds):
+                    outcome = "hang"
+                    child.kill()
+                    break
+                ending = pipe.recv()
+                yield ending
+                start = ending.seed + 1
+            else:
+                peak = max(peak, pipe.recv())
+        except EOFError:
+            pass
+        child.join()
         if start < seeds.stop:
-            # Its file ended the child, or the child hangs where no signal reaches it.
             base = bases[start % len(bases)]
-            hangs = child.is_alive()
-            if hangs:
-                child.kill()
-            child.join()
-            outcome = "hang" if hangs else "crash"
             yield Ending(base.name, mutate(base, start)[0], start, outcome, f"exit code {child.exitcode}", seconds)
             start += 1
-        child.join()
     yield peak
 
 
-def _messages(pipe: Connection, patience: float) -> Iterator[Any]:
-    # The first answer waits for the child's imports.
-    wait = IMPORT_SECONDS + patience
-    try:
-        while pipe.poll(wait):
-            yield pipe.recv()
-            wait = patience
-    except EOFError:
-        return
-
-
-def _serve(pipe: Connection, read: Callable[[bytes], object], bases: list[Base], seeds: range, seconds: float) -> None:
+def _serve(
+    pipe: Connection,
+    read: Callable[[bytes], object],
+    bases: list[Base],
+    seeds: range,
+    prepare: Callable[[], object] | None,
+    seconds: float,
+) -> None:
     signal.signal(signal.SIGALRM, _stop)
-    # Imports are no part of what a file costs.
-    _ending(read, bases[0], bases[0].data, "none", -1, IMPORT_SECONDS)
+    if prepare is not None:
+        prepare()
     before = _address_space_bytes()
     resource.setrlimit(resource.RLIMIT_AS, (before + MEMORY_BYTES, before + MEMORY_BYTES))
     start = _peak_bytes()

@@ -13,14 +13,16 @@ from onnx import helper, inliner, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from tinykd.errors import InvalidModelError, UnsupportedModelError
+from tinykd.formats.guard import broken_file
 from tinykd.formats.onnx_layout import Value, channels_last, reshaped, runs, value_of
-from tinykd.ir import Graph, Op, Tensor, verify
+from tinykd.ir import Graph, Op, Quant, Tensor, verify
 
 OPSETS = (13, 24)
 """The oldest and the newest opset whose nodes are known to mean what is read here."""
 
 # What one constant may take when it is computed, bytes: a model's own are in the file.
 _FOLD_LIMIT = 1 << 28
+_FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
 _CHANNELS_FIRST = ("Conv", "ConvTranspose", "BatchNormalization", "MaxPool", "AveragePool", "GlobalAveragePool", "Pad")
 
 
@@ -41,7 +43,8 @@ def read(source: Path | bytes, name: str = "") -> Graph:
         InvalidModelError: not an ONNX model.
         UnsupportedModelError: a node that a student cannot have; it is named.
     """
-    return Reader(load(source), title(source, name)).graph()
+    with broken_file(title(source, name)):
+        return Reader(load(source), title(source, name)).graph()
 
 
 def load(source: Path | bytes) -> onnx.ModelProto:
@@ -63,6 +66,18 @@ def load(source: Path | bytes) -> onnx.ModelProto:
 def title(source: Path | bytes, name: str) -> str:
     """Return the graph's name: the given one, or the file's."""
     return name or ("model" if isinstance(source, bytes) else Path(source).stem)
+
+
+def read_quantised(source: Path | bytes, name: str = "") -> Graph:
+    """Read an ONNX model with QuantizeLinear and DequantizeLinear pairs as an int8 graph; see `tinykd.formats.onnx_qdq`.
+
+    Raises:
+        InvalidModelError: not an ONNX model.
+        UnsupportedModelError: a node that is not supported, or that is left in float; it is named.
+    """
+    from tinykd.formats.onnx_qdq import QdqReader
+
+    return QdqReader(load(source), title(source, name)).graph()
 
 
 class Reader:
@@ -107,8 +122,6 @@ class Reader:
 
     def walk(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Read every node; return the tensors of the graph's inputs and outputs."""
-        from tinykd.formats.onnx_handlers import HANDLERS, WAYS_OUT
-
         inputs = tuple(self.input(item) for item in self.model.graph.input if item.name not in self.constants)
         for index, proto in enumerate(self.model.graph.node):
             node = Node(self, proto, index)
@@ -117,13 +130,24 @@ class Reader:
                 self.constants[proto.output[0]] = shape[node.attrs.get("start", 0) : node.attrs.get("end", len(shape))]
             elif all(name in self.constants for name in proto.input if name):
                 self.fold(node)
-            elif (handler := HANDLERS.get(proto.op_type) if proto.domain in ("", "ai.onnx") else None) is None:
-                way_out = WAYS_OUT.get(proto.op_type, f"Supported: {', '.join(sorted(HANDLERS))}.")
-                raise node.refusal("is not supported", way_out)
             else:
-                handler(node)
+                self.handle(node)
         outputs = tuple(self.output(item.name) for item in self.model.graph.output)
         return inputs, outputs
+
+    def handle(self, node: Node) -> None:
+        """Give the outputs of a node their values.
+
+        Raises:
+            UnsupportedModelError: no handler, or the handler refuses it.
+        """
+        # The handlers are written with `Node`, which is defined here.
+        from tinykd.formats.onnx_handlers import HANDLERS, WAYS_OUT
+
+        kind = node.proto.op_type
+        if node.proto.domain not in ("", "ai.onnx") or kind not in HANDLERS:
+            raise node.refusal("is not supported", WAYS_OUT.get(kind, f"Supported: {', '.join(sorted(HANDLERS))}."))
+        HANDLERS[kind](node)
 
     def input(self, item: onnx.ValueInfoProto) -> str:
         """Define a graph input, channels last where the model reads it as maps, and return its name."""
@@ -142,9 +166,18 @@ class Reader:
         readers = self._readers(item.name)
         first = readers & set(_CHANNELS_FIRST) or (rank == 4 and readers != {"Transpose"})
         perm = channels_last(rank) if rank in (3, 4) and first else tuple(range(rank))
-        self.define(item.name, tuple(shape[axis] for axis in perm))
+        self.define(item.name, tuple(shape[axis] for axis in perm), dtype=self.edge_type(item))
         self.values[item.name] = value_of(item.name, shape, perm)
         return item.name
+
+    def edge_type(self, item: onnx.ValueInfoProto) -> str:
+        """Return the IR's type of a graph input."""
+        if item.type.tensor_type.elem_type not in _FLOATS:
+            raise UnsupportedModelError(
+                f"'{self.name}': the input '{item.name}' is not float",
+                "Read a quantised model with onnx_reader.read_quantised.",
+            )
+        return "float32"
 
     def _readers(self, name: str) -> set[str]:
         """Return the types of the nodes that read a value, seen through its quantisation."""
@@ -167,11 +200,18 @@ class Reader:
         keeps = rank != 4 or (value.lies_as(own) and not value.lies_as(last))
         return self.arrange(value, own if keeps else last, name)
 
-    def define(self, name: str, shape: Sequence[int], data: np.ndarray | None = None, dtype: str = "float32") -> str:
+    def define(
+        self,
+        name: str,
+        shape: Sequence[int],
+        data: np.ndarray | None = None,
+        dtype: str = "float32",
+        quant: Quant | None = None,
+    ) -> str:
         """Add a float tensor, or an activation of another type, and return its name."""
         if data is not None:
             data = np.ascontiguousarray(data, np.float32)
-        self.tensors[name] = Tensor(name, tuple(int(dim) for dim in shape), dtype, None, data)
+        self.tensors[name] = Tensor(name, tuple(int(dim) for dim in shape), dtype, quant, data)
         return name
 
     def arrange(self, value: Value, perm: Sequence[int], source: str, shape: Sequence[int] | None = None) -> str:
@@ -205,7 +245,7 @@ class Reader:
     def _move(self, kind: str, name: str, shape: tuple[int, ...], source: str, **attrs: Any) -> str:
         base = f"{name}/{kind}"
         moved = next(found for i in range(len(self.tensors) + 1) if (found := f"{base}{i or ''}") not in self.tensors)
-        self.define(moved, shape, dtype=self.tensors[name].dtype)
+        self.define(moved, shape, dtype=self.tensors[name].dtype, quant=self.tensors[name].quant)
         self.ops.append(Op(kind, (name,), (moved,), attrs, f"{source} ({kind})"))
         return moved
 
@@ -320,8 +360,8 @@ class Node:
         self, kind: str, inputs: Sequence[str], name: str, shape: Sequence[int], dtype: str = "", **attrs: Any
     ) -> str:
         """Add an op and the tensor `name` that it writes, and return that."""
-        kept = self.reader.tensors[inputs[0]].dtype
-        self.reader.define(name, shape, dtype=dtype or kept)
+        kept = self.reader.tensors[inputs[0]]
+        self.reader.define(name, shape, dtype=dtype or kept.dtype, quant=None if dtype else kept.quant)
         self.reader.ops.append(Op(kind, tuple(inputs), (name,), attrs, self.label))
         return name
 
@@ -352,7 +392,7 @@ class Node:
         tensor = self.reader.tensors[x]
         for name, size in zip(names, sizes, strict=True):
             shape = (*tensor.shape[:axis], size, *tensor.shape[axis + 1 :])
-            self.reader.define(name, shape, dtype=tensor.dtype)
+            self.reader.define(name, shape, dtype=tensor.dtype, quant=tensor.quant)
         self.reader.ops.append(Op("split", (x,), tuple(names), {"axis": axis}, self.label))
 
     @staticmethod

@@ -6,10 +6,10 @@ and computes garbage without a word: reading such a file and writing it again re
 
 from __future__ import annotations
 
-import struct
 from pathlib import Path
 
-from tinykd.errors import ConfigError, InvalidModelError, TinykdError, UnsupportedModelError
+from tinykd.errors import ConfigError, InvalidModelError, UnsupportedModelError
+from tinykd.formats.guard import broken_file
 from tinykd.formats.tflite_reader import Reader
 from tinykd.formats.tflite_schema import FILE_IDENTIFIER
 from tinykd.ir import Graph
@@ -48,22 +48,5 @@ def read_bytes(data: bytes, name: str = "model") -> Graph:
             f"instead of {FILE_IDENTIFIER!r}",
             "If it was downloaded, download it again; an ONNX or Keras file must be converted first.",
         )
-    try:
+    with broken_file(name):
         return Reader(bytes(data), name).graph()
-    except TinykdError:
-        raise
-    except (
-        struct.error,
-        IndexError,
-        KeyError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        OverflowError,
-        MemoryError,
-        UnicodeDecodeError,
-    ) as error:
-        raise InvalidModelError(
-            f"'{name}' is corrupt or truncated ({len(data)} B): {type(error).__name__}: {error}",
-            "Compare its size and hash with where it came from.",
-        ) from error
