@@ -31,6 +31,9 @@ class Frame:
 
     Args:
         draw: hypothesis' draw function.
+
+    Attributes:
+        follows: the next op reads the latest activation that it can.
     """
 
     def __init__(self, draw: Callable[[st.SearchStrategy[Any]], Any]) -> None:
@@ -38,6 +41,7 @@ class Frame:
         self.tensors: dict[str, Tensor] = {}
         self.ops: list[Op] = []
         self.inputs: list[str] = []
+        self.follows = False
 
     def integer(self, low: int, high: int) -> int:
         """Draw an integer, both ends included."""
@@ -130,7 +134,7 @@ class Frame:
         ]
         if found:
             # Long chains: passes and plans have more to do in them.
-            return found[0] if self.flag() else self.choice(found)
+            return found[0] if self.follows or self.flag() else self.choice(found)
         quant = Quant.per_tensor(max(self.scale(), least_scale), self.zero_point())
         return self.new_input(self.new_shape(self.choice(ranks)), quant=quant)
 

@@ -488,6 +488,7 @@ def graphs(
     last = ""
     for index in range(count):
         likely = [name for name in FOLLOWERS.get(last, ()) if name in kinds]
-        last = kind if index == place else frame.choice(likely if likely and frame.flag() else kinds)
+        frame.follows = bool(likely) and frame.choice((False, True, True))
+        last = kind if index == place else frame.choice(likely if frame.follows else kinds)
         KINDS[last](frame)
     return frame.graph()

@@ -27,7 +27,7 @@ class OpSpec:
     Attributes:
         inputs: (least, most) number of inputs.
         attrs: names of its attributes, all required.
-        macs: multiply-accumulates of one op, from its graph.
+        macs: multiply-accumulates of one op, from its graph; its docstring is the manual's formula.
         note: one line for the manual: shapes and meaning.
         outputs: (least, most) number of outputs.
     """
@@ -40,29 +40,35 @@ class OpSpec:
 
 
 def _no_macs(graph: Graph, op: Op) -> int:
+    """none"""
     return 0
 
 
 def _conv_macs(graph: Graph, op: Op) -> int:
+    """elements of the output · kH · kW · Cin"""
     _, kernel_h, kernel_w, channels_in = graph.tensor(op.inputs[1]).shape
     return graph.tensor(op.outputs[0]).num_elements * kernel_h * kernel_w * channels_in
 
 
 def _depthwise_macs(graph: Graph, op: Op) -> int:
+    """elements of the output · kH · kW"""
     _, kernel_h, kernel_w, _ = graph.tensor(op.inputs[1]).shape
     return graph.tensor(op.outputs[0]).num_elements * kernel_h * kernel_w
 
 
 def _transpose_conv_macs(graph: Graph, op: Op) -> int:
+    """elements of the input · kH · kW · Cout"""
     channels_out, kernel_h, kernel_w, _ = graph.tensor(op.inputs[1]).shape
     return graph.tensor(op.inputs[0]).num_elements * kernel_h * kernel_w * channels_out
 
 
 def _dense_macs(graph: Graph, op: Op) -> int:
+    """elements of the output · Cin"""
     return graph.tensor(op.outputs[0]).num_elements * graph.tensor(op.inputs[1]).shape[-1]
 
 
 def _svdf_macs(graph: Graph, op: Op) -> int:
+    """F · Cin + F · T"""
     return graph.tensor(op.inputs[1]).num_elements + graph.tensor(op.inputs[2]).num_elements
 
 
