@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
-from graphs import Builder, random_network
+from graphs import BLOCKS, Builder
 
 from tinykd.export import reference
 from tinykd.ir import Graph, verify
@@ -45,9 +45,43 @@ def unread(builder: Builder, index: int, channels: list[int]) -> None:
     edit(builder, f"w{index}", no_weights)
 
 
+def wide_network(seed: int) -> Builder:
+    """A random network with several channels everywhere: residuals, gates, branches, pads and pools between layers."""
+    rng = np.random.default_rng(seed)
+    size = int(rng.integers(5, 10))
+    builder = Builder(rng, (1, size, size, 3))
+    builder.conv(int(rng.integers(4, 9)))
+    for _ in range(int(rng.integers(2, 5))):
+        same = bool(rng.integers(0, 2)) or min(builder.shape(builder.x)[1:3]) < 3
+        kernel = (1, 1) if rng.integers(0, 2) else (3, 3)
+        activation = str(rng.choice(["none", "relu", "relu6"]))
+        kind = rng.choice(["conv", "depthwise", "residual", "pool", "pad", "block"])
+        if kind == "conv":
+            builder.conv(int(rng.integers(3, 9)), kernel, same=same, activation=activation)
+        elif kind == "depthwise":
+            builder.depthwise(int(rng.integers(1, 3)), kernel, same=same, activation=activation)
+        elif kind == "residual":
+            start = builder.x
+            builder.conv(builder.shape(start)[3], kernel, activation=activation)
+            builder.add(start)
+        elif kind == "pool":
+            builder.pool(str(rng.choice(["average_pool_2d", "max_pool_2d"])), same=True)
+        elif kind == "pad":
+            builder.pad(tuple(int(p) for p in rng.integers(0, 3, 4)))
+        else:
+            BLOCKS[int(rng.integers(len(BLOCKS)))](builder)
+    builder.conv(int(rng.integers(3, 9)), (1, 1))
+    if rng.integers(0, 2):
+        builder.mean()
+    else:
+        builder.reshape((1, builder.tensors[builder.x].num_elements))
+    builder.dense(int(rng.integers(2, 6)))
+    return builder
+
+
 def planted(seed: int) -> Graph:
     """A random network of which about a third of the channels are constant, saturated or read by nobody."""
-    builder = random_network(seed)
+    builder = wide_network(seed)
     rng = np.random.default_rng(seed + 1)
     for index, op in enumerate(builder.ops):
         if len(op.inputs) != 3:

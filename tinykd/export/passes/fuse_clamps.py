@@ -38,7 +38,7 @@ def _same_clamp(graph: Graph, producer: Op, op: Op) -> str | None:
     quant = tensor_quant(graph.tensor(op.outputs[0]))
     every = np.arange(-128, 128)
     both = table(graph, op)[np.clip(every, *activation_range(quant, producer.attrs["activation"])) + 128]
-    for activation in ACTIVATIONS:
-        if (np.clip(every, *activation_range(quant, activation)) == both).all():
+    for activation in (producer.attrs["activation"], op.kind):
+        if activation in ACTIVATIONS and (np.clip(every, *activation_range(quant, activation)) == both).all():
             return activation
     return None

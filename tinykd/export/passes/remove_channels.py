@@ -178,11 +178,11 @@ def _rewrite(graph: Graph, reads: dict[int, _Read], live: dict[str, np.ndarray])
             op = replace(op, inputs=tuple(new.slice_last(name, y) for name in op.inputs))
         elif op.kind == "concatenation" and y is not None and not y.all():
             op = replace(op, inputs=_cut_constants(graph, op, y, new))
-        elif op.kind == "pad" and y is not None:
+        elif op.kind == "pad" and y is not None and not y.all():
             before, after = op.attrs["paddings"][-1]
             channels = (int(y[:before].sum()), int(y[len(y) - after :].sum()))
             op = replace(op, attrs={**op.attrs, "paddings": (*op.attrs["paddings"][:-1], channels)})
-        elif op.kind == "strided_slice" and x is not None and y is not None and not x.all():
+        elif op.kind == "strided_slice" and x is not None and not x.all():
             op = _cut_slice(op, x)
         ops.append(op)
     return graph.with_ops(ops, tensors)

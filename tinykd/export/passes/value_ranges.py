@@ -19,7 +19,7 @@ from tinykd.export.windows import padded, windows
 from tinykd.ir import Graph, Op, activation_range, requantization, tensor_quant
 from tinykd.ir.fixedpoint import INT32_MAX, INT32_MIN, multiply_by_quantized_multiplier
 from tinykd.ir.lookup import has_table, table
-from tinykd.ir.requant import QMAX, QMIN, add_params, mean_params, mul_params
+from tinykd.ir.requant import QMAX, QMIN, mean_params, mul_params
 
 
 @dataclass(frozen=True)
@@ -188,16 +188,15 @@ def _corners(graph: Graph, op: Op, bounds: Mapping[str, Bounds], corners: list[t
 
 
 def _sum(graph: Graph, op: Op, bounds: Mapping[str, Bounds]) -> tuple[Bounds, ...]:
-    # Both inputs count at most 2**28 together; a left shift that could wrap keeps no order.
-    if add_params(graph, op).output_shift > 2:
-        return _clamped(graph, op)
     return _corners(graph, op, bounds, [(0, 0), (1, 1)] if op.kind == "add" else [(0, 1), (1, 0)])
 
 
 def _product(graph: Graph, op: Op, bounds: Mapping[str, Bounds]) -> tuple[Bounds, ...]:
     # A product of two differences to zero points takes 16 bits and a sign.
     if mul_params(graph, op).shift > 14:
-        return _clamped(graph, op)
+        y = graph.tensor(op.outputs[0])
+        low, high = activation_range(tensor_quant(y), op.attrs["activation"])
+        return (Bounds(np.full(y.shape, low, np.int8), np.full(y.shape, high, np.int8)),)
     return _corners(graph, op, bounds, [(0, 0), (0, 1), (1, 0), (1, 1)])
 
 
@@ -205,12 +204,6 @@ def _mean(graph: Graph, op: Op, bounds: Mapping[str, Bounds]) -> tuple[Bounds, .
     if mean_params(graph, op).shift > 0:
         return (_anything(graph.tensor(op.outputs[0]).shape),)
     return _monotone(graph, op, bounds)
-
-
-def _clamped(graph: Graph, op: Op) -> tuple[Bounds, ...]:
-    y = graph.tensor(op.outputs[0])
-    low, high = activation_range(tensor_quant(y), op.attrs["activation"])
-    return (Bounds(np.full(y.shape, low, np.int8), np.full(y.shape, high, np.int8)),)
 
 
 def _unary(graph: Graph, op: Op, bounds: Mapping[str, Bounds]) -> tuple[Bounds, ...]:
