@@ -1,6 +1,7 @@
 # make setup       everything that tinykd needs, into .venv (and the Arm compiler, where that may be installed)
 # make demo        set-up, then the whole road: a distilled student in an emulated nucleo-f746, and its report
 # make test        set-up, then every test that this machine can run; skipped ones are listed with the reason
+# make fuzz        5,000 random int8 models against TFLite Micro; what breaks is kept in tests/regression/fuzz
 # make lint        ruff and mypy
 # make wheel-test  build the wheel, install it on its own elsewhere, and use it
 # make clean       remove what the above made, except .venv and runs/
@@ -18,7 +19,7 @@ export VENV APT PYTHON PIP_ARGS
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.tinykd-setup
 
-.PHONY: setup arm demo test lint format wheel-test clean
+.PHONY: setup arm demo test fuzz lint format wheel-test clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -40,6 +41,9 @@ demo: $(STAMP) arm
 
 test: setup
 	$(BIN)/python -m pytest $(ARGS)
+
+fuzz: $(STAMP)
+	$(BIN)/python -m benchmarks.fuzz --count 5000 --jobs 2 --save-failures --out benchmarks/results/fuzz.json
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
