@@ -202,12 +202,11 @@ def _factor(real: float, op: Op) -> tuple[int, int]:
     Raises:
         InvalidModelError: the factor is 2**30 or more: TFLite Micro shifts an int32 by more than its bits then.
     """
-    multiplier, shift = quantize_multiplier(abs(real))
-    if abs(real) >= 1 << 30:
+    if real >= 1 << 30:
         raise InvalidModelError(
             f"{op.kind} '{op.source}': its scales make a factor of {real:g}; it must be below 2**30"
         )
-    return multiplier, shift
+    return quantize_multiplier(real)
 
 
 def requantization(graph: Graph, op: Op) -> Requantization:
@@ -369,7 +368,11 @@ def svdf_params(graph: Graph, op: Op) -> SvdfParams:
 
 
 def softmax_params(graph: Graph, op: Op) -> SoftmaxParams:
-    """Return the constants of a softmax op."""
+    """Return the constants of a softmax op.
+
+    Raises:
+        InvalidModelError: the input scale times beta is so small that TFLite Micro ends the program.
+    """
     scale = tensor_quant(graph.tensor(op.inputs[0])).scale
     real = min(float(np.float32(op.attrs["beta"])) * scale * (1 << (31 - SOFTMAX_INTEGER_BITS)), (1 << 31) - 1.0)
     if real <= 1.0:
