@@ -33,7 +33,7 @@ def tiny_graph() -> Graph:
     conv = {"stride": (1, 1), "dilation": (1, 1), "padding": (1, 1, 1, 1), "activation": "relu"}
     ops = (
         Op("conv_2d", ("image", "conv/weights", "conv/bias"), ("conv",), conv, "conv"),
-        Op("mean", ("conv",), ("mean",), {"keep_dims": False}, "mean"),
+        Op("mean", ("conv",), ("mean",), {"axes": (1, 2), "keep_dims": False}, "mean"),
         Op("fully_connected", ("mean", "logits/weights", "logits/bias"), ("logits",), {"activation": "none"}, "logits"),
     )
     return verify(Graph("tiny", {tensor.name: tensor for tensor in tensors}, ops, ("image",), ("logits",)))
