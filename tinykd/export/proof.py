@@ -49,8 +49,9 @@ def prove(original: bytes, changed: bytes, inputs: Inputs) -> Proof:
     Raises:
         UnsupportedModelError: TFLite Micro takes the original but refuses the changed file.
     """
-    runs = _oracle_runs(original, changed) or tuple(_reference_run(model) for model in (original, changed))
-    name = ORACLE_NAME if isinstance(runs, list) else REFERENCE_NAME
+    name, runs = ORACLE_NAME, _oracle_runs(original, changed)
+    if runs is None:
+        name, runs = REFERENCE_NAME, [_reference_run(model) for model in (original, changed)]
     graph = tflite.read_bytes(original)
     ours, theirs = (run(inputs) for run in runs)
     values = mismatches = 0
