@@ -100,6 +100,8 @@ CASES = {
     "pad rank 2": (ROW, lambda b: b.pad(((0, 0), (2, 3)))),
     "reshape and back": (MAP, lambda b: (b.reshape((72, 4)), b.reshape(MAP))),
     "transpose": (MAP, lambda b: b.transpose((0, 3, 1, 2))),
+    "transpose before a table": (MAP, lambda b: (b.transpose((0, 3, 2, 1)), b.unary("tanh"))),
+    "transpose before a convolution": (MAP, lambda b: (b.transpose((0, 3, 2, 1)), b.conv(3), b.depthwise())),
     "transpose rank 3": ((1, 6, 5), lambda b: b.transpose((0, 2, 1))),
     "transpose moves the batch": ((1, 6, 5), lambda b: (b.transpose((1, 0, 2)), b.transpose((1, 2, 0)))),
     "concatenation": (MAP, lambda b: b.concatenate([_two_inputs(b, (1, 9, 8, 3), _same_quant(b))])),
