@@ -140,19 +140,20 @@ def test_litert_may_round_dense_layers_once_and_nothing_else() -> None:
     assert (again.first_mismatch.op, again.first_mismatch.index) == (1, (7,))
 
 
-def test_ops_of_inexact_oracles_are_compared_on_their_own_inputs() -> None:
-    """A judge whose first op is a step off does not accuse the ops behind it."""
+@pytest.mark.parametrize("steps", [1, 2])
+def test_ops_of_inexact_oracles_are_compared_on_their_own_inputs(steps: int) -> None:
+    """A judge whose first op is a step off does not accuse the ops behind it; two steps are one too many."""
     graph = network()
 
-    class OneOff:
-        name, version, exact = "one-off", "1", False
+    class Off:
+        name, version, exact = "off", "1", False
 
         def reset(self) -> None: ...
 
         def run(self, inputs: parity.Values) -> parity.Values:
             values = reference.run(graph, inputs["input"], keep_all=True)
             first = graph.ops[0].outputs[0]
-            values[first] = np.minimum(values[first], 126) + np.int8(1)
+            values[first] = np.minimum(values[first], 127 - steps) + np.int8(steps)
             later = Graph(graph.name, graph.tensors, graph.ops[1:], (first,), graph.outputs)
             return {**values, **reference.run(later, values[first], keep_all=True), **inputs}
 
@@ -162,9 +163,15 @@ def test_ops_of_inexact_oracles_are_compared_on_their_own_inputs() -> None:
         def allowed(self, op: Op) -> tuple[int, str]:
             return (1, "told") if op.kind == "conv_2d" else (0, "")
 
-    result = parity.compare_judge(graph, OneOff(), parity.sample_inputs(graph, 4, 0))
-    assert (result.mismatches, result.max_steps, result.reasons) == (0, {"conv_2d": 1.0}, {"conv_2d": "told"})
-    assert result.explained > 0
+    result = parity.compare_judge(graph, Off(), parity.sample_inputs(graph, 4, 0))
+    assert result.max_steps == {"conv_2d": float(steps)}
+    if steps == 1:
+        assert (result.mismatches, result.status, result.reasons) == (0, parity.EXPLAINED, {"conv_2d": "told"})
+        assert result.explained > 0
+    else:
+        assert result.status == parity.DIFFERS
+        assert result.first_mismatch is not None
+        assert result.first_mismatch.op == 0
 
 
 def test_an_explanation_that_disagrees_is_our_bug(monkeypatch: pytest.MonkeyPatch) -> None:

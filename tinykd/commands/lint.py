@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tinykd.commands.output import json_option, out_option, print_json
+from tinykd.commands.output import json_option, out_option, print_json, table_console
 
 if TYPE_CHECKING:
     from tinykd.commands.target import Target
@@ -140,10 +140,9 @@ def _row(model: Model, finding: Any) -> dict[str, Any]:
 
 def _print(name: str, rows: list[dict[str, Any]], counts: dict[str, int]) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False)
+    console = table_console()
     if rows:
         table = Table("", "rule", "op", "what, and what to do", "price", box=box.SIMPLE_HEAD, header_style="bold")
         table.columns[1].no_wrap = table.columns[4].no_wrap = True
@@ -190,7 +189,6 @@ def _price(key: str, value: int) -> str:
 
 def _print_rules(rules: list[Rule], as_json: bool) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     if as_json:
@@ -200,4 +198,4 @@ def _print_rules(rules: list[Rule], as_json: bool) -> None:
     table.columns[0].no_wrap = True
     for rule in rules:
         table.add_row(rule.id, f"[{_COLOURS[rule.severity]}]{rule.severity}[/]", rule.title)
-    Console(highlight=False).print(table)
+    table_console().print(table)

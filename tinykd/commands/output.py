@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout and nothing else.")
 out_option = click.option(
@@ -23,6 +26,14 @@ seed_option = click.option("--seed", default=0, show_default=True, help="Seed of
 def print_json(result: dict[str, Any]) -> None:
     """Print a result as one JSON object on one line."""
     click.echo(json.dumps(result, sort_keys=True))
+
+
+def table_console(width: int = 140) -> Console:
+    """Return a console for tables: as wide as the terminal, or `width` columns where a pipe or a file has no width."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=max(width, console.width))
 
 
 def kilobytes(number: int) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tinykd.commands.output import json_option, out_option, print_json
+from tinykd.commands.output import json_option, out_option, print_json, table_console
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -83,18 +83,15 @@ def command(target: str, number: int | None, svg: str | None, out: str | None, a
 
 def _print(name: str, table: Sequence[OpRow], sums: dict[str, int]) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False)
+    console = table_console(width=250)
     columns = _columns(table)
     # A narrow terminal shows less; a file or a pipe gets everything.
     for title in _LEAST_WANTED:
         if not console.is_terminal or sum(len(max(cells, key=len)) + 3 for cells in columns.values()) <= console.width:
             break
         del columns[title]
-    if not console.is_terminal:
-        console = Console(highlight=False, width=250)
     shown = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
     for title in columns:
         shown.add_column(title, justify="right" if title in _NUMBERS else "left", no_wrap=True)
@@ -133,10 +130,9 @@ def _columns(table: Sequence[OpRow]) -> dict[str, list[str]]:
 
 def _print_op(one: dict[str, Any]) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False)
+    console = table_console()
     console.print(f"[bold]op {one['op']}: {one['kind']}[/] from {one['source']}", soft_wrap=True)
     for label in ("inputs", "outputs"):
         for value in one[label]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tinykd.commands.output import json_option, out_option, print_json, seed_option
+from tinykd.commands.output import json_option, out_option, print_json, seed_option, table_console
 
 if TYPE_CHECKING:
     from tinykd.commands.target import Target
@@ -145,10 +145,9 @@ def _ask(
 
 def _print(model: str, rows: list[dict[str, Any]]) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False)
+    console = table_console()
     table = Table("compared with", "ops", "values", "differ", "", box=box.SIMPLE_HEAD, header_style="bold")
     for column in (1, 2, 3):
         table.columns[column].justify = "right"
