@@ -131,6 +131,41 @@ def heads(seed: int) -> Builder:
     return builder
 
 
+def joins(seed: int, num_ops: int) -> Builder:
+    """A random graph of splits, joins, slices and reshapes along any axis, with branches, reuse and computed parts."""
+    rng = np.random.default_rng(seed)
+    builder = Builder(rng, (1, int(rng.integers(1, 7)), int(rng.integers(1, 7)), int(rng.choice([1, 3, 4, 8]))))
+    quant = builder.tensors["input"].quant
+    pool = ["input"]
+    for _ in range(num_ops):
+        builder.x = str(rng.choice(pool))
+        shape = builder.shape(builder.x)
+        axis = int(rng.integers(1, 4))
+        kind = rng.choice(["compute", "split", "join", "join", "slice", "reshape", "transpose"])
+        if kind == "compute":
+            pool.append(builder.unary("relu", quant))
+        elif kind == "split" and shape[axis] > 1:
+            first = int(rng.integers(1, shape[axis]))
+            pool += builder.split((first, shape[axis] - first), axis)
+        elif kind == "join":
+            rest = (*shape[:axis], *shape[axis + 1 :])
+            fitting = [n for n in pool if (*builder.shape(n)[:axis], *builder.shape(n)[axis + 1 :]) == rest]
+            others = [str(name) for name in rng.choice(fitting, int(rng.integers(1, 3)))]
+            if builder.tensors[builder.x].num_elements < 600:
+                pool.append(builder.concatenate(others, axis))
+        elif kind == "slice":
+            first = int(rng.integers(0, shape[axis]))
+            begin = tuple(first if index == axis else 0 for index in range(4))
+            pool.append(builder.strided_slice(begin, shape, (1, 1, 1, 1)))
+        elif kind == "reshape":
+            pool.append(builder.reshape((1, shape[2], shape[1], shape[3])))
+        else:
+            pool.append(builder.transpose((0, 2, 1, 3)))
+    builder.x = pool[-1]
+    builder.unary("relu", quant)
+    return builder
+
+
 MODELS: Mapping[str, Callable[[int], Builder]] = MappingProxyType(
     {model.__name__: model for model in (elementwise, layout, reductions, memory, heads)}
 )

@@ -7,6 +7,7 @@ import pytest
 from graphs import Builder, needs_oracle, needs_public_models, public_models, random_network
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from opmix import joins
 
 from tinykd.errors import InternalError
 from tinykd.export import oracle, reference
@@ -101,46 +102,11 @@ def _moved(plan: MemoryPlan, tensor: str, **change) -> MemoryPlan:
     return replace(plan, placements=tuple(replace(p, **change) if p.tensor == tensor else p for p in plan.placements))
 
 
-def _joins(seed: int, num_ops: int) -> Builder:
-    """A random graph of splits, joins, slices and reshapes along any axis, with branches, reuse and computed parts."""
-    rng = np.random.default_rng(seed)
-    builder = Builder(rng, (1, int(rng.integers(1, 7)), int(rng.integers(1, 7)), int(rng.choice([1, 3, 4, 8]))))
-    quant = builder.tensors["input"].quant
-    pool = ["input"]
-    for _ in range(num_ops):
-        builder.x = str(rng.choice(pool))
-        shape = builder.shape(builder.x)
-        axis = int(rng.integers(1, 4))
-        kind = rng.choice(["compute", "split", "join", "join", "slice", "reshape", "transpose"])
-        if kind == "compute":
-            pool.append(builder.unary("relu", quant))
-        elif kind == "split" and shape[axis] > 1:
-            first = int(rng.integers(1, shape[axis]))
-            pool += builder.split((first, shape[axis] - first), axis)
-        elif kind == "join":
-            rest = (*shape[:axis], *shape[axis + 1 :])
-            fitting = [n for n in pool if (*builder.shape(n)[:axis], *builder.shape(n)[axis + 1 :]) == rest]
-            others = [str(name) for name in rng.choice(fitting, int(rng.integers(1, 3)))]
-            if builder.tensors[builder.x].num_elements < 600:
-                pool.append(builder.concatenate(others, axis))
-        elif kind == "slice":
-            first = int(rng.integers(0, shape[axis]))
-            begin = tuple(first if index == axis else 0 for index in range(4))
-            pool.append(builder.strided_slice(begin, shape, (1, 1, 1, 1)))
-        elif kind == "reshape":
-            pool.append(builder.reshape((1, shape[2], shape[1], shape[3])))
-        else:
-            pool.append(builder.transpose((0, 2, 1, 3)))
-    builder.x = pool[-1]
-    builder.unary("relu", quant)
-    return builder
-
-
 @given(st.integers(0, 100_000), st.integers(1, 18))
 @settings(max_examples=120, deadline=None)
 def test_joins_and_splits_are_placed_soundly(seed, num_ops):
     """Any mixture of joins, splits, slices and branches gives a plan that the checker accepts, never above copying."""
-    graph = _joins(seed, num_ops).graph()
+    graph = joins(seed, num_ops).graph()
     plan = plan_graph(graph)
     assert check(graph, plan) == plan.lower_bound_bytes
     assert plan.lower_bound_bytes <= plan_graph(graph, alias=False).lower_bound_bytes
@@ -150,7 +116,7 @@ def test_joins_and_splits_are_placed_soundly(seed, num_ops):
 @settings(max_examples=120, deadline=None)
 def test_a_shared_piece_at_a_wrong_offset_is_found(seed, num_ops, data):
     """A piece of a whole that is moved away from where the whole has it is refused."""
-    graph = _joins(seed, num_ops).graph()
+    graph = joins(seed, num_ops).graph()
     plan = plan_graph(graph)
     views = [item for item in plan.placements if item.alias_of is not None]
     assume(views)
@@ -251,7 +217,7 @@ def test_variables_live_for_good():
 
 @needs_oracle
 def test_tflite_micro_keeps_variables_to_itself():
-    """TFLite Micro places variables beside our plan: the plan leaves them out, its head has the plan's size."""
+    """TFLite Micro places variables beside our plan, which leaves them out, and computes what it does with its own."""
     builder = _with_memory()
     graph, x = builder.graph(), builder.inputs(4)
     plan = plan_for_tflm(graph)

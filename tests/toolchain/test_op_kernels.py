@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from graphs import Builder
 from hostmodel import HostModel, run_sanitized
-from opmix import MODELS, NOT_ON_DEVICE, kinds, memory
+from opmix import MODELS, NOT_ON_DEVICE, joins, kinds, memory
 
 from tinykd.build import generate
 from tinykd.errors import UnsupportedModelError
@@ -52,6 +52,19 @@ def test_every_activation_equals_the_reference(name, seed, tmp_path):
     builder = MODELS[name](seed)
     graph = builder.graph()
     assert _first_difference(HostModel(graph, tmp_path), graph, _extremes(builder, 6)) is None
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_joins_in_place_hold_the_right_bytes(seed, tmp_path):
+    """Random mixtures of joins, splits, slices and branches, most of them placed, give the reference's activations."""
+    builder = joins(seed, 14)
+    graph = builder.graph()
+    x = _extremes(builder, 3)
+    model = HostModel(graph, tmp_path)
+    expected = reference.run(graph, x, keep_all=True)
+    for index, sample in enumerate(x):
+        found = model.run(sample)
+        assert all(np.array_equal(value[0], expected[name][index]) for name, value in found.items())
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -15,15 +15,9 @@ MEAN_RANK = 3
 
 
 def averages_rows(graph: Graph, op: Op) -> bool:
-    """The axes that are averaged lie together, and those behind them stay: x is (area, channels)."""
-    kept, summed = _mean_loops(graph, op)
-    channels = kept[0][0] if kept else 1
-    return (
-        len(kept) <= 1
-        and len(summed) <= 1
-        and all(axis[1] == 1 for axis in kept)
-        and (not summed or summed[0][1] == channels)
-    )
+    """The axes that stay are the innermost ones, so that x is (area, channels)."""
+    kept, _ = _mean_loops(graph, op)
+    return all(step == 1 for _, step in kept)
 
 
 def mean(graph: Graph, op: Op, where: str) -> tuple[Call, ...]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tinykd.ir import Graph
+from tinykd.kernels import Move, moves
 from tinykd.plan.views import Group, find_groups, optional_ops
 
 BEFORE_FIRST_OP = -1
@@ -47,21 +49,22 @@ def find_buffers(graph: Graph, alignment_bytes: int, *, alias: bool) -> list[Buf
         names = (*graph.inputs, *(name for op in graph.ops for name in op.outputs))
         return _buffers(graph, {name: Group({name: 0}, graph.tensor(name).num_bytes) for name in names})
 
-    without = _worth_copying(graph, alignment_bytes)
-    return _buffers(graph, find_groups(graph, alignment_bytes, without))
+    steps = [moves(graph, op) for op in graph.ops]
+    without = _worth_copying(graph, steps, alignment_bytes)
+    return _buffers(graph, find_groups(graph, steps, alignment_bytes, without))
 
 
-def _worth_copying(graph: Graph, alignment_bytes: int) -> frozenset[int]:
+def _worth_copying(graph: Graph, steps: Sequence[tuple[Move, ...]], alignment_bytes: int) -> frozenset[int]:
     """Return the ops whose pieces are copied because sharing would raise the peak: it keeps wholes alive for longer.
 
     A greedy choice, never worse than to copy all of them.
     """
 
     def peak(without: frozenset[int]) -> int:
-        buffers = _buffers(graph, find_groups(graph, alignment_bytes, without))
+        buffers = _buffers(graph, find_groups(graph, steps, alignment_bytes, without))
         return max(live_bytes(buffers, len(graph.ops), alignment_bytes))
 
-    candidates = frozenset(optional_ops(graph))
+    candidates = frozenset(optional_ops(graph, steps))
     without: frozenset[int] = frozenset()
     best = peak(without)
     for index in sorted(candidates):

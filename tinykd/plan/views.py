@@ -6,11 +6,11 @@ first one longer than 1), they are views of it; the inputs of such a CONCATENATI
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from tinykd.ir import Graph
-from tinykd.kernels import Move, moves
+from tinykd.kernels import Move
 
 
 @dataclass
@@ -26,35 +26,38 @@ class Group:
     num_bytes: int = 0
 
 
-def find_groups(graph: Graph, alignment_bytes: int, without: Collection[int]) -> dict[str, Group]:
+def find_groups(
+    graph: Graph, steps: Sequence[tuple[Move, ...]], alignment_bytes: int, without: Collection[int]
+) -> dict[str, Group]:
     """Return the group of each activation, most of them alone in theirs.
 
     Every byte of a group is written once, by one op that computes; all other members that hold the byte are the same
     value seen again. So members never need to be kept apart in time, only the group as a whole.
 
     Args:
+        steps: what each op moves (`moves`).
         alignment_bytes: of every offset: a piece that begins elsewhere is copied.
         without: indices of ops whose pieces are to be copied.
     """
     groups: dict[str, Group] = {}
     for name in (*graph.inputs, *graph.variables(), *(name for op in graph.ops for name in op.outputs)):
         groups[name] = Group({name: 0}, graph.tensor(name).num_bytes)
-    for index, op in enumerate(graph.ops):
+    for index, step in enumerate(steps):
         if index not in without:
-            for move in moves(graph, op):
+            for move in step:
                 _try(graph, groups, move, alignment_bytes)
     return groups
 
 
-def optional_ops(graph: Graph) -> list[int]:
+def optional_ops(graph: Graph, steps: Sequence[tuple[Move, ...]]) -> list[int]:
     """Return the ops whose pieces may share bytes but need not: sharing keeps the whole alive as long as a piece.
 
     A RESHAPE is not among them: it always wins.
     """
     return [
         index
-        for index, op in enumerate(graph.ops)
-        if op.kind != "reshape" and any(move.is_block for move in moves(graph, op))
+        for index, (op, step) in enumerate(zip(graph.ops, steps, strict=True))
+        if op.kind != "reshape" and any(move.is_block for move in step)
     ]
 
 
