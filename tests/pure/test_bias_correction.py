@@ -7,7 +7,7 @@ import pytest
 from floatnets import INPUT_QUANT, FloatNet, chain
 
 from tinykd.export import calibrate, reference
-from tinykd.export.bias_correction import correct_biases
+from tinykd.export.bias_correction import correct_biases, real_bias
 from tinykd.export.quantize import quantize, to_int8
 from tinykd.export.simulate import Simulation, sqnr_db
 
@@ -22,12 +22,6 @@ def with_bias(graph, name, change):
     """The int8 graph with an int32 bias changed."""
     tensor = graph.tensor(name)
     return replace(graph, tensors={**graph.tensors, name: replace(tensor, data=change(tensor.data.copy()))})
-
-
-def real_bias(graph, name):
-    """An int32 bias as real numbers."""
-    tensor = graph.tensor(name)
-    return tensor.data * np.array(tensor.quant.scales)
 
 
 @pytest.mark.parametrize("activation", ["none", "relu", "relu6"])

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from tinykd.export import float_reference
 from tinykd.export.simulate import Simulation, halves, mean_squared_error, sqnr_db
 from tinykd.ir import Graph, Op
 from tinykd.ir.affine import OUTPUT_CHANNEL_AXIS
@@ -73,17 +74,28 @@ def _corrected(float_graph: Graph, graph: Graph, x: np.ndarray, tick: Callable[[
     for index, op in enumerate(float_graph.ops):
         if _has_bias(op):
             # The activation comes after the bias: both are compared before it.
-            error = simulation.compute(exact, index, rounded=False, activation=False)[0]
-            error = error - simulation.compute(rounded, index, rounded=True, activation=False)[0]
-            shift = _significant_mean(error)
-            graph, changed = _shift_bias(graph, op.inputs[2], shift)
-            simulation.put(graph.tensor(op.inputs[2]))
+            wanted = simulation.compute(exact, index, rounded=False, activation=False)[0]
+            got = simulation.compute(rounded, index, rounded=True, activation=False)[0]
+            before = real_bias(graph, op.inputs[2])
+            graph, changed = _shift_bias(graph, op.inputs[2], _significant_mean(wanted - got))
             channels += changed
-        exact = simulation.step(exact, index, rounded=False)
-        rounded = simulation.step(rounded, index, rounded=True)
+            got += (real_bias(graph, op.inputs[2]) - before).astype(np.float32)
+            exact = simulation.after(exact, index, [float_reference.activate(op, wanted)])
+            got = simulation.round(op.outputs[0], float_reference.activate(op, got))
+            rounded = simulation.after(rounded, index, [got])
+        else:
+            exact = simulation.step(exact, index, rounded=False)
+            rounded = simulation.step(rounded, index, rounded=True)
         if tick is not None:
             tick()
     return graph, channels
+
+
+def real_bias(graph: Graph, name: str) -> np.ndarray:
+    """Return an int32 bias as real numbers, float64 (C,)."""
+    tensor = graph.tensor(name)
+    assert tensor.data is not None and tensor.quant is not None
+    return tensor.data * np.array(tensor.quant.scales)
 
 
 def _has_bias(op: Op) -> bool:

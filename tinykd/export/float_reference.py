@@ -89,10 +89,13 @@ def run_op(graph: Graph, op: Op, values: Values) -> tuple[np.ndarray, ...]:
     y = kernel(graph, op, values)
     if isinstance(y, tuple):
         return y
+    return (activate(op, y),)
+
+
+def activate(op: Op, y: np.ndarray) -> np.ndarray:
+    """Apply an op's fused activation to its output, in place; return it."""
     activation = op.attrs.get("activation", "none")
-    if activation != "none":
-        np.clip(y, *_BOUNDS[activation], out=y)
-    return (y,)
+    return y if activation == "none" else np.clip(y, *_BOUNDS[activation], out=y)
 
 
 def _constant(graph: Graph, name: str) -> np.ndarray:

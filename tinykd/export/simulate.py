@@ -100,10 +100,6 @@ class Simulation:
         self.rounded = replace(graph, tensors=tensors, ops=ops)
         self._last_use = {name: readers[-1] for name, readers in graph.consumers().items()}
 
-    def put(self, constant: Tensor) -> None:
-        """Take another value for a quantised constant."""
-        self.rounded = replace(self.rounded, tensors={**self.rounded.tensors, constant.name: _as_float(constant)})
-
     def start(self, x: np.ndarray, *, rounded: bool) -> Values:
         """Return the values before the first op, for images x float32 (N, ...)."""
         name = self.graph.inputs[0]
