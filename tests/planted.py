@@ -63,7 +63,8 @@ def wide_network(seed: int) -> Builder:
         elif kind == "residual":
             start = builder.x
             builder.conv(builder.shape(start)[3], kernel, activation=activation)
-            builder.add(start)
+            join = builder.sub if rng.integers(0, 2) else builder.add
+            join(start)
         elif kind == "pool":
             builder.pool(str(rng.choice(["average_pool_2d", "max_pool_2d"])), same=True)
         elif kind == "pad":

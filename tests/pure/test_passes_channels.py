@@ -124,6 +124,15 @@ def test_another_constant_stays_before_a_padded_convolution():
     assert channels(removed(builder.graph())) == [6, 5]
 
 
+def test_padding_at_the_end_only_is_a_border_too():
+    """TensorFlow's SAME at stride 2 pads the last row and column alone: a constant other than the zero point stays."""
+    builder = start(size=8)
+    silence(builder, 0, [0, 5], 900)
+    builder.conv(5, (3, 3), (2, 2))
+    assert builder.ops[-1].attrs["padding"] == (0, 1, 0, 1)
+    assert channels(removed(builder.graph())) == [6, 5]
+
+
 def test_a_constant_leaves_a_padded_convolution_whose_border_taps_vanish():
     """Where every tap but the centre is zero, all positions get the same number."""
     builder = start()
