@@ -116,7 +116,12 @@ class Frame:
         return name
 
     def pick(
-        self, ranks: Sequence[int] = (4, 3, 2, 5), *, largest: int = 4 * MAX_ELEMENTS, least_scale: float = 0.0
+        self,
+        ranks: Sequence[int] = (4, 3, 2, 5),
+        *,
+        largest: int = 4 * MAX_ELEMENTS,
+        least_scale: float = 0.0,
+        batch_one: bool = False,
     ) -> str:
         """Draw an int8 activation of one of the ranks, the latest first; where none suits, a new graph input.
 
@@ -124,11 +129,13 @@ class Frame:
             ranks: the ranks that the op takes.
             largest: its most elements.
             least_scale: its smallest scale.
+            batch_one: whether its first dimension must be 1.
         """
         found = [
             name
             for name in reversed(self.activations())
             if len(self.shape(name)) in ranks
+            and (not batch_one or self.shape(name)[0] == 1)
             and self.size(name) <= largest
             and self.quant_of(name).scale >= least_scale
         ]

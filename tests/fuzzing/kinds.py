@@ -92,7 +92,7 @@ def _product(
 
 
 def _conv_2d(frame: Frame) -> None:
-    x = frame.pick((4,))
+    x = frame.pick((4,), batch_one=True)
     kernel, attrs = _window(frame, frame.shape(x))
     depth, channels = frame.shape(x)[3], frame.integer(1, 6)
     weights = _weights(frame, (channels, *kernel, depth), 0, per_tensor=frame.flag())
@@ -100,7 +100,7 @@ def _conv_2d(frame: Frame) -> None:
 
 
 def _depthwise_conv_2d(frame: Frame) -> None:
-    x = frame.pick((4,))
+    x = frame.pick((4,), batch_one=True)
     kernel, attrs = _window(frame, frame.shape(x))
     channels = frame.shape(x)[3] * frame.choice((1, 1, 2, 3))
     weights = _weights(frame, (1, *kernel, channels), 3, per_tensor=frame.flag())
@@ -119,7 +119,7 @@ def _transpose_side(frame: Frame, size: int, same: bool) -> tuple[int, int, tupl
 
 
 def _transpose_conv(frame: Frame) -> None:
-    x = frame.pick((4,), largest=MAX_ELEMENTS // 2)
+    x = frame.pick((4,), batch_one=True, largest=MAX_ELEMENTS // 2)
     same = frame.flag()
     (k_h, s_h, p_h), (k_w, s_w, p_w) = (_transpose_side(frame, size, same) for size in frame.shape(x)[1:3])
     depth, channels = frame.shape(x)[3], frame.integer(1, 4)
@@ -134,12 +134,13 @@ def _fully_connected(frame: Frame) -> None:
     flat = frame.flag()
     depth = frame.size(x) if flat else shape[-1]
     weights = _weights(frame, (channels, depth), 0, per_tensor=frame.flag())
-    output = (1, channels) if flat else (*shape[:-1], channels)
+    rows = frame.size(x) // depth
+    output = (1, channels) if flat else frame.choice(((*shape[:-1], channels), (rows, channels)))
     _product(frame, "fully_connected", x, weights, channels, depth, output)
 
 
 def _svdf(frame: Frame) -> None:
-    x, rank = frame.pick((2,)), frame.integer(1, 3)
+    x, rank = frame.pick((2,), batch_one=True), frame.integer(1, 3)
     units, memory = frame.integer(1, 4), frame.integer(1, 5)
     filters, depth = rank * units, frame.shape(x)[1]
     feature = _weights(frame, (filters, depth), 0, per_tensor=True)
@@ -208,7 +209,7 @@ def _extremum(frame: Frame, kind: str) -> None:
 
 
 def _pool(frame: Frame, kind: str) -> None:
-    x = frame.pick((4,))
+    x = frame.pick((4,), batch_one=True)
     side = _sides if frame.flag() else _valid_sides
     (k_h, s_h, _, _), (k_w, s_w, _, _) = (side(frame, size) for size in frame.shape(x)[1:3])
     padding = (0, 0, 0, 0)
@@ -247,7 +248,9 @@ def _reshape(frame: Frame) -> None:
         divisors = [number for number in range(1, rest + 1) if rest % number == 0]
         dims.append(frame.choice(divisors))
         rest //= dims[-1]
-    frame.emit("reshape", [x], [frame.quant_of(x)], shapes=[(1, *dims, rest)])
+    # Mostly with a batch of 1, as most ops want it.
+    batch = frame.choice(((1,), (1,), ()))
+    frame.emit("reshape", [x], [frame.quant_of(x)], shapes=[(*batch, *dims, rest)])
 
 
 def _transpose(frame: Frame) -> None:
@@ -256,7 +259,8 @@ def _transpose(frame: Frame) -> None:
     if maker is not None and maker.kind == "transpose" and frame.flag():
         perm = tuple(int(axis) for axis in np.argsort(maker.attrs["perm"]))
     else:
-        perm = (0, *frame.permutation(range(1, len(frame.shape(x)))))
+        fixed = frame.choice(((0,), (0,), ()))
+        perm = (*fixed, *frame.permutation(range(len(fixed), len(frame.shape(x)))))
     frame.emit("transpose", [x], [frame.quant_of(x)], perm=perm)
 
 
@@ -311,7 +315,7 @@ def _split(frame: Frame) -> None:
 def _strided_slice(frame: Frame) -> None:
     # TFLite Micro refuses five axes.
     x = frame.pick((4, 3, 2))
-    begin, end, strides, shrink = [0], [1], [1], []
+    begin, end, strides, shrink = [0], [frame.shape(x)[0]], [1], []
     for axis, size in enumerate(frame.shape(x)[1:], 1):
         first, step = frame.integer(0, size - 1), frame.choice((1, 1, 2, 3, -1, -2))
         last = frame.integer(first + 1, size) if step > 0 else frame.integer(-1, first - 1)
@@ -333,7 +337,7 @@ def _strided_slice(frame: Frame) -> None:
 
 
 def _resize(frame: Frame) -> None:
-    x = frame.pick((4,), largest=MAX_ELEMENTS)
+    x = frame.pick((4,), batch_one=True, largest=MAX_ELEMENTS)
     channels = frame.shape(x)[3]
     corners, centers = frame.choice(((False, False), (False, True), (True, False)))
     frame.emit(

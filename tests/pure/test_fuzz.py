@@ -17,7 +17,7 @@ from graphs import Builder, needs_oracle, random_network
 
 from tinykd.export import reference
 from tinykd.formats import tflite_writer
-from tinykd.ir import Graph, difference
+from tinykd.ir import Graph, Op, Quant, Tensor, difference
 
 SEED = 4
 MODELS_PER_KIND = 7
@@ -129,6 +129,40 @@ def test_a_writer_that_forgets_something_is_found(judge, monkeypatch):
     assert catch.failure is not None
     assert catch.failure.rule == "round trip"
     assert "beta" in catch.failure.problem
+
+
+@needs_oracle
+def test_a_pass_that_changes_an_output_is_found(judge, monkeypatch):
+    """An exact pass that is not, one that grows the model, and one that stops are each caught."""
+    honest = check.optimize
+
+    def clamped(graph):
+        ops = [replace(op, attrs={"activation": "relu"}) if op.kind == "add" else op for op in graph.ops]
+        return replace(graph, ops=tuple(ops)), []
+
+    def grown(graph):
+        smaller, steps = honest(graph)
+        return _with_a_useless_layer(smaller), steps
+
+    def stopped(graph):
+        raise ValueError("no rule for this")
+
+    for wrong, told in ((clamped, "instead of"), (grown, "MACs became"), (stopped, "ValueError: no rule")):
+        monkeypatch.setattr(check, "optimize", wrong)
+        catch = hunt("add", 0, 10, ("add", "reshape"), judge, most_ops=2)
+        assert catch.failure is not None
+        assert catch.failure.rule == "optimized"
+        assert told in catch.failure.problem
+
+
+def _with_a_useless_layer(graph: Graph) -> Graph:
+    source = graph.tensor(graph.inputs[0])
+    weights = Tensor(
+        "w", (1, source.num_elements), "int8", Quant.per_tensor(1.0, 0), np.ones((1, source.num_elements), np.int8)
+    )
+    tensors = {**graph.tensors, "w": weights, "idle": Tensor("idle", (1, 1), "int8", Quant.per_tensor(1.0, 0))}
+    op = Op("fully_connected", (source.name, "w"), ("idle",), {"activation": "none"}, "idle")
+    return replace(graph, tensors=tensors, ops=(*graph.ops, op))
 
 
 @needs_oracle
