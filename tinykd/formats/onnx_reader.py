@@ -69,7 +69,7 @@ def title(source: Path | bytes, name: str) -> str:
 
 
 def read_quantised(source: Path | bytes, name: str = "") -> Graph:
-    """Read an ONNX model with QuantizeLinear and DequantizeLinear pairs as an int8 graph; see `tinykd.formats.onnx_qdq`.
+    """Read an ONNX model with QuantizeLinear and DequantizeLinear pairs as an int8 graph (`tinykd.formats.onnx_qdq`).
 
     Raises:
         InvalidModelError: not an ONNX model.
@@ -103,6 +103,8 @@ class Reader:
             self.constants = {item.name: numpy_helper.to_array(item) for item in model.graph.initializer}
         except Exception as error:  # numpy and onnx disagree on what broken raw data raises
             raise InvalidModelError(f"'{name}' has a broken initialiser: {error}") from error
+        # Our writer turns every map to channels first, and nothing else.
+        self.is_ours = model.producer_name == "tinykd"
         self.values: dict[str, Value] = {}
         self.tensors: dict[str, Tensor] = {}
         self.ops: list[Op] = []
@@ -164,8 +166,9 @@ class Reader:
             )
         shape, rank = (1, *dims[1:]), len(dims)
         readers = self._readers(item.name)
-        first = readers & set(_CHANNELS_FIRST) or (rank == 4 and readers != {"Transpose"})
-        perm = channels_last(rank) if rank in (3, 4) and first else tuple(range(rank))
+        is_map = rank == 4 and (self.is_ours or readers != {"Transpose"})
+        is_sequence = rank == 3 and not self.is_ours and bool(readers & set(_CHANNELS_FIRST))
+        perm = channels_last(rank) if is_map or is_sequence else tuple(range(rank))
         self.define(item.name, tuple(shape[axis] for axis in perm), dtype=self.edge_type(item))
         self.values[item.name] = value_of(item.name, shape, perm)
         return item.name
@@ -197,7 +200,7 @@ class Reader:
         value = self.values[name]
         rank = len(value.shape)
         own, last = tuple(range(rank)), channels_last(rank)
-        keeps = rank != 4 or (value.lies_as(own) and not value.lies_as(last))
+        keeps = rank != 4 or (not self.is_ours and value.lies_as(own) and not value.lies_as(last))
         return self.arrange(value, own if keeps else last, name)
 
     def define(

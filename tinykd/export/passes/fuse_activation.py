@@ -6,17 +6,9 @@ import numpy as np
 
 from tinykd.export.passes.rewrite import absorb, sole_producer
 from tinykd.ir import Graph, Op
+from tinykd.ir.ops import SPECS
 
-_TAKES_ACTIVATION = (
-    "conv_2d",
-    "depthwise_conv_2d",
-    "fully_connected",
-    "add",
-    "sub",
-    "mul",
-    "average_pool_2d",
-    "max_pool_2d",
-)
+_TAKES_ACTIVATION = tuple(kind for kind, spec in SPECS.items() if "activation" in spec.attrs)
 
 
 def fuse_activation(graph: Graph) -> Graph:
