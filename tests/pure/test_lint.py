@@ -519,6 +519,9 @@ def test_a_file_that_cannot_be_read_gets_the_readers_error(tmp_path: Path) -> No
 
 def test_the_sarif_log_keeps_to_the_standard(padded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """SARIF 2.1.0: version, rules by index, levels, artifacts by index and hash, a logical location for each op."""
+    made = pad_model()
+    made.pool("average_pool_2d", (8, 8), (8, 8))
+    padded.write_bytes(tflite_writer.write(made.graph()))
     monkeypatch.chdir(padded.parent)
     log_file = tmp_path / "logs" / "lint.sarif"
     result, error = lint(padded, "--sarif", str(log_file))
@@ -540,6 +543,7 @@ def test_the_sarif_log_keeps_to_the_standard(padded: Path, tmp_path: Path, monke
     assert artifact["length"] == padded.stat().st_size
     assert run["invocations"] == [{"executionSuccessful": True}]
     assert len(run["results"]) == len(result["findings"])
+    assert len({entry["ruleIndex"] for entry in run["results"]}) > 1
     for entry, row in zip(run["results"], result["findings"], strict=True):
         assert driver["rules"][entry["ruleIndex"]]["id"] == entry["ruleId"] == row["rule"]
         assert entry["level"] == row["severity"]

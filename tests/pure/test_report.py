@@ -538,3 +538,28 @@ def test_report_is_written_whole_with_a_manifest(run: Path) -> None:
     assert result["boards"] == {BOARD: {"plan": "done", "build": "done", "bench": "done"}}
     manifest = json.loads((run / "report" / "manifest.json").read_text())
     assert manifest["outputs"]["index.html"] == sha256_file(path)
+
+
+def test_the_page_draws_the_network(run: Path) -> None:
+    """The drawing of the model is on the page, closed, and leaves the other charts' styles alone."""
+    text = render_page(collect_records(run))
+    assert text.count('<svg class="graph"') == 1
+    assert "<summary>The drawing</summary>" in text
+    graph = collect_records(run).graph
+    assert graph is not None
+    for index, op in enumerate(graph.ops):
+        assert f"op {index}: {op.kind}\n" in text
+
+
+def test_layers_are_those_that_the_engine_planned(run: Path) -> None:
+    """Plans and measurements speak of the engine's graph: its ops are listed, and each measurement finds its own."""
+
+    def without_first(graph: Graph) -> Graph:
+        return Graph(graph.name, graph.tensors, graph.ops[1:], graph.ops[0].outputs, graph.outputs)
+
+    whole = collect_records(run).boards[0].layers
+    assert all(layer.instructions is not None for layer in whole if layer.kind != "reshape")
+    lowered = collect_records(run, lower=without_first).boards[0].layers
+    assert [layer.source for layer in lowered] == [layer.source for layer in whole[1:]]
+    # Measurements of another sequence of ops belong to none of these.
+    assert all(layer.instructions is None for layer in lowered)

@@ -24,9 +24,10 @@ def write_report(folder: Path, model: Path | None = None, board: str | None = No
         the page and the `report` JSON object.
     """
     from tinykd.artifact import draft_artifact
+    from tinykd.export.passes import for_engine
     from tinykd.report import collect_records, render_page
 
-    records = collect_records(folder, model, board)
+    records = collect_records(folder, model, board, lower=for_engine)
     page = render_page(records)
     inputs = {"model.tflite": records.model_sha256} if records.model_sha256 else {}
     with draft_artifact(folder / "report", "report", inputs=inputs, board=board) as draft:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -120,6 +120,7 @@ class RunRecords:
         train, export: the stages.
         student_metrics, teacher_metrics: one row per epoch, as training wrote them.
         boards: one entry per board.
+        graph: of the model, or None before export.
     """
 
     name: str
@@ -132,6 +133,7 @@ class RunRecords:
     student_metrics: list[dict[str, Any]]
     teacher_metrics: list[dict[str, Any]]
     boards: list[BoardRecords]
+    graph: Graph | None = None
 
     @property
     def classes(self) -> list[str]:
@@ -140,7 +142,11 @@ class RunRecords:
 
 
 def collect_records(
-    folder: Path, model: Path | None = None, board: str | None = None, max_wrong: int = 24
+    folder: Path,
+    model: Path | None = None,
+    board: str | None = None,
+    max_wrong: int = 24,
+    lower: Callable[[Graph], Graph] = lambda graph: graph,
 ) -> RunRecords:
     """Read the records of a run.
 
@@ -149,6 +155,7 @@ def collect_records(
         model: a third party's `.tflite` whose artefacts are in `folder`; None for a run of tinykd's own.
         board: report on this board only; None takes every board that has records.
         max_wrong: how many wrong images to keep.
+        lower: what the engine makes of the model's graph before it plans it: plans and measurements speak of that.
 
     Raises:
         ArtifactError: a record is broken or differs from its manifest.
@@ -163,7 +170,8 @@ def collect_records(
     model_sha256 = sha256_file(model) if model is not None else ""
     graph = _read_graph(model)
     names = _board_names(folder, board)
-    boards = [_collect_board(folder / "boards" / name, name, graph, model_sha256, max_wrong) for name in names]
+    planned = None if graph is None else lower(graph)
+    boards = [_collect_board(folder / "boards" / name, name, planned, model_sha256, max_wrong) for name in names]
     known = [train, export, *(stage for item in boards for stage in (item.plan, item.build, item.bench))]
     metrics = _read_metrics(folder / "train" / "metrics.jsonl")
     if all(stage.status == "not run" for stage in known) and not metrics:
@@ -179,6 +187,7 @@ def collect_records(
         student_metrics=metrics,
         teacher_metrics=_read_metrics(folder / "train" / "teacher" / "metrics.jsonl"),
         boards=boards,
+        graph=graph,
     )
 
 
@@ -278,11 +287,16 @@ def _with_results(stage: StageState, path: Path) -> StageState:
 
 
 def _layers(graph: Graph | None, per_op: list[dict[str, Any]]) -> list[Layer]:
-    """Join the model's ops with the measured ones; RESHAPEs generate no code, so no measurement is theirs."""
+    """Join the model's ops with the measured ones, which come in the same order; ops that move nothing have none."""
     if graph is None:
         return []
-    with_code = [index for index, op in enumerate(graph.ops) if op.kind != "reshape"]
-    measured = dict(zip(with_code, per_op, strict=True)) if len(with_code) == len(per_op) else {}
+    measured: dict[int, dict[str, Any]] = {}
+    left = list(per_op)
+    for index, op in enumerate(graph.ops):
+        if left and (left[0].get("kind"), left[0].get("source")) == (op.kind, op.source):
+            measured[index] = left.pop(0)
+    if left:
+        measured = {}
     layers = []
     for index, op in enumerate(graph.ops):
         row = measured.get(index, {})

@@ -84,10 +84,7 @@ def graph_svg(graph: Graph, table: Sequence[OpRow], name: str = "") -> Markup:
     width = max(layout.width, sum(_text_width(family) + 44 for family in legend), 420.0) + 2 * _MARGIN
     shift = (width - layout.width) / 2
     largest = max(value.num_bytes for value in values.values())
-    heading = (
-        f"{sums['num_ops']} ops · {_short(sums['macs'])} MACs · {_short(sums['parameters'])} parameters · "
-        f"{sums['weight_bytes']:,} B of constants"
-    )
+    heading = f"{sums['num_ops']} ops · {_short(sums['macs'])} MACs · {sums['weight_bytes']:,} B of weights and biases"
     title = name or graph.name
     parts = [
         f'<svg class="graph" viewBox="0 0 {_number(width)} {_number(height)}" width="{_number(width)}" '
@@ -177,7 +174,7 @@ def _tip(row: OpRow) -> str:
     lines += [f"writes {v.tensor}: {v.dtype} {v.shape_text()}, {v.quant_text()}" for v in row.outputs]
     lines += [row.detail] if row.detail else []
     lines += [f"activation: {row.activation}"] if row.activation else []
-    lines.append(f"{row.macs:,} MACs, {row.parameters:,} parameters, {row.weight_bytes:,} B of constants")
+    lines.append(f"{row.macs:,} MACs, {row.weight_bytes:,} B of constants")
     if row.live_bytes is not None:
         lines.append(f"{row.live_bytes:,} B of the arena in use")
     return "\n".join(lines)

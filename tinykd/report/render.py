@@ -13,6 +13,8 @@ from markupsafe import Markup
 import tinykd
 from tinykd.report.charts import Series, arena_chart, confusion_chart, line_chart, png_data_uri
 from tinykd.report.collect import STAGES, BoardRecords, Layer, RunRecords, StageState
+from tinykd.report.graph_svg import graph_svg
+from tinykd.report.graph_table import rows as graph_rows
 
 _FOLDER = Path(__file__).parent
 _MAX_MATRIX_CLASSES = 30
@@ -81,6 +83,7 @@ def render_page(records: RunRecords) -> str:
         recipe=_recipe_text(records),
         boards=[board_view(records, item) for item in records.boards],
         model_steps=_model_steps(records),
+        drawing=graph_svg(records.graph, graph_rows(records.graph), records.name) if records.graph else None,
         provenance=provenance(records),
     )
 
