@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from graphs import Builder, needs_oracle
 
-from tinykd.export import parity
+from tinykd.export import parity, reference
 from tinykd.formats import tflite_writer
-from tinykd.ir import Quant
+from tinykd.ir import Graph, Op, Quant, Tensor, verify
 
 MAP = (1, 9, 8, 4)
 ROW = (1, 24)
@@ -185,6 +185,59 @@ def test_svdf_state_equals_tflite_micro(stream):
     builder.svdf(6, rank=2, memory=4)
     builder.svdf(3, memory=3)
     check(builder, count=21, stream=stream)
+
+
+@needs_oracle
+def test_svdf_sums_beyond_int32_wrap():
+    """A full memory of saturated states times the largest weights leaves int32, and wraps as the wheel's does."""
+    step = Quant.per_tensor(1.0, 0)
+    limits = np.array([[32767, 32767, 32767], [32767, 32767, -32767]], np.int16)
+    constants = {
+        "feature": ("int8", np.full((2, 1), 127, np.int8), step),
+        "time": ("int16", limits, step),
+        "bias": ("int32", np.array([5, -5], np.int32), step),
+    }
+    tensors = {name: Tensor(name, data.shape, dtype, quant, data) for name, (dtype, data, quant) in constants.items()}
+    tensors["x"] = Tensor("x", (1, 1), "int8", Quant.per_tensor(100.0, 0))
+    tensors["state"] = Tensor("state", (1, 6), "int16", step, variable=True)
+    tensors["y"] = Tensor("y", (1, 2), "int8", Quant.per_tensor(2.0**25, 0))
+    op = Op("svdf", ("x", "feature", "time", "bias", "state"), ("y",), {"rank": 1, "activation": "none"}, "svdf")
+    graph = verify(Graph("test", tensors, (op,), ("x",), ("y",)))
+    x = np.array([[127], [127], [127], [-128], [-128], [-128]], np.int8)
+    result = parity.compare(graph, tflite_writer.write(graph), x, stream=True)
+    assert result.first_mismatch is None, result.first_mismatch.describe()
+    y = reference.run(graph, x, stream=True)["y"]
+    assert y[1, 0] > 60
+    assert y[2, 0] < 0, "three products of 2**30 no longer fit"
+
+
+@needs_oracle
+@pytest.mark.parametrize("kind", ["dense", "conv", "transpose_conv"])
+def test_sums_beyond_float32_are_exact(kind):
+    """A sum of 2**26 less a bias of the same size leaves the last bit right."""
+    builder = Builder(np.random.default_rng(0), (1, 1, 1, 2001))
+    builder.tensors["input"] = Tensor("input", (1, 1, 1, 2001), "int8", Quant.per_tensor(0.1, 127))
+    options = {"per_channel": False}
+    {
+        "dense": lambda: builder.dense(3, **options),
+        "conv": lambda: builder.conv(3, (1, 1), **options),
+        "transpose_conv": lambda: builder.transpose_conv(3, (1, 1), (1, 1), **options),
+    }[kind]()
+    weights = np.full(builder.shape("w0"), 127, np.int8)
+    weights.reshape(3, -1)[:, 0] = (126, 125, 124)
+    bias = -(np.full(2001, -255) @ weights.reshape(3, -1).T.astype(np.int64))
+    # A factor just below 1: each unit of the sum shows.
+    step = Quant.per_tensor(float(np.float32(0.1) * np.float32(0.02)), 0)
+    for name, tensor in (
+        ("w0", Tensor("w0", weights.shape, "int8", Quant.per_tensor(0.02, 0), weights)),
+        ("b0", Tensor("b0", (3,), "int32", step, (bias + [1, -2, 3]).astype(np.int32))),
+        (builder.x, Tensor(builder.x, builder.shape(builder.x), "int8", Quant.per_tensor(0.00201, 0))),
+    ):
+        builder.tensors[name] = tensor
+    graph = builder.graph()
+    x = np.full((1, 1, 1, 2001), -128, np.int8)
+    assert reference.run_output(graph, x).tolist() == [[1, -2, 3]]
+    assert parity.compare(graph, tflite_writer.write(graph), x).mismatches == 0
 
 
 @needs_oracle
