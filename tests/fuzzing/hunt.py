@@ -83,7 +83,7 @@ def hunt(
             problem.text,
             graph,
             problem.inputs,
-            f"python -m benchmarks.fuzz --kind {kind} --seed {seed} --count {count}; "
+            f"python -m benchmarks.fuzz --kind {kind} --seed {seed} --count {count} --most-ops {most_ops}; "
             f"Python {platform.python_version()}, {versions}",
         )
     return catch

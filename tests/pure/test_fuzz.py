@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -178,3 +181,20 @@ def test_a_model_that_kills_the_runtime_is_named(judge):
         judge.load(graph, tflite_writer.write(graph))
     good = random_network(1).graph()
     assert check.equals_tflm(good, judge) is None
+
+
+@needs_oracle
+def test_the_nightly_run_fails_when_an_op_never_comes_up(tmp_path):
+    """`python -m benchmarks.fuzz` counts each op, keeps its figures, and is no success while one was never drawn."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / "benchmarks" / "fuzz.py").is_file():
+        pytest.skip("benchmarks/ is not part of this installation")
+    out = tmp_path / "fuzz.json"
+    command = [sys.executable, "-m", "benchmarks.fuzz", "--kind", "tanh", "--most-ops", "1", "--count", "3"]
+    done = subprocess.run([*command, "--jobs", "1", "--out", str(out)], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert "3 models without a difference, 0 with one" in done.stdout
+    assert "never drawn: add, " in done.stdout
+    record = json.loads(out.read_text())
+    assert (record["models"], record["differences"], record["ops"]["tanh"], record["ops"]["add"]) == (3, 0, 3, 0)
+    assert {"command", "seed", "python", "hypothesis", "tflite-micro"} <= set(record["provenance"])
