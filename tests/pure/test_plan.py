@@ -115,16 +115,35 @@ def test_joins_and_splits_are_placed_soundly(seed, num_ops):
 @given(st.integers(0, 100_000), st.integers(1, 18), st.data())
 @settings(max_examples=120, deadline=None)
 def test_a_shared_piece_at_a_wrong_offset_is_found(seed, num_ops, data):
-    """A piece of a whole that is moved away from where the whole has it is refused."""
-    graph = joins(seed, num_ops).graph()
+    """A piece of a whole that is moved to where the whole has something else is refused."""
+    builder = joins(seed, num_ops)
+    graph = builder.graph()
     plan = plan_graph(graph)
     views = [item for item in plan.placements if item.alias_of is not None]
     assume(views)
     item = data.draw(st.sampled_from(views))
     step = data.draw(st.sampled_from([-8, -4, 4, 8]))
+    values = reference.run(graph, builder.inputs(3), keep_all=True)
+    inside = item.offset + step - plan.offset(item.alias_of)
+    there = values[item.alias_of].reshape(3, -1)[:, max(inside, 0) : inside + item.num_bytes]
+    assume(not np.array_equal(there, values[item.tensor].reshape(3, -1)))
     broken = replace(plan, arena_bytes=plan.arena_bytes + 8)
     with pytest.raises(InternalError):
         check(graph, _moved(broken, item.tensor, offset=item.offset + step))
+
+
+def test_a_piece_that_only_claims_to_share_is_found():
+    """A view of a part, moved to where no harm is done because nobody reads there any more, is still a false claim."""
+    builder = Builder(np.random.default_rng(0), (1, 8))
+    part = builder.unary("relu", builder.tensors["input"].quant)
+    builder._emit("concatenation", ("input", part, "input"), quant=builder.tensors["input"].quant, axis=1)
+    builder.x = part
+    view = builder.reshape((1, 1, 8))
+    builder.unary("relu")
+    graph = builder.graph()
+    plan = plan_graph(graph)
+    with pytest.raises(InternalError, match=r"'reshape_2' at \d+ is not what 'concatenation_1'"):
+        check(graph, _moved(plan, view, offset=plan.offset(view) - 8))
 
 
 def test_a_join_along_the_first_long_axis_costs_nothing():
