@@ -141,6 +141,7 @@ CASES = {
     "transpose_conv VALID": transpose_conv((2, 2), (0, 0, 0, 0), (13, 11)),
     "transpose_conv SAME": transpose_conv((2, 2), (0, 1, 0, 1), (12, 10)),
     "transpose_conv SAME, stride 1": transpose_conv((1, 1), (1, 1, 1, 1), (6, 5)),
+    "transpose_conv SAME, even kernel": transpose_conv((1, 1), (1, 2, 1, 2), (6, 5), (4, 4)),
     "transpose_conv larger than its reach": transpose_conv((2, 3), (0, -1, 0, -1), (14, 16)),
     "transpose_conv without bias": transpose_conv((2, 2), (0, 1, 0, 1), (12, 10), with_bias=False),
     "transpose_conv with omitted bias": transpose_conv((2, 2), (0, 1, 0, 1), (12, 10), with_bias=None),

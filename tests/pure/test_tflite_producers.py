@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import tflite as schema
 from graphs import needs_oracle
 from tflite_cases import CASES, activation, graph
 from tflite_files import FileOp, FileTensor, with_option, write_file
@@ -122,13 +123,23 @@ def test_the_axis_of_a_bias_may_be_that_of_its_weights():
     assert model.tensor("w").quant.zero_points == (0, 0, 0)
 
 
+def test_an_omitted_bias_of_a_depthwise_convolution_is_left_out():
+    """A depthwise bias that stands as -1 makes TFLite Micro crash: it is read as absent, and written so."""
+    w = FileTensor("w", (1, 1, 1, 3), data=W[:1, :3].reshape(1, 1, 1, 3).copy())
+    tensors = [FileTensor("x", (1, 2, 2, 3)), w, FileTensor("y", (1, 2, 2, 3))]
+    op = FileOp("DEPTHWISE_CONV_2D", [0, 1, -1], [2], "DepthwiseConv2DOptions", CONV_FIELDS)
+    model = tflite.read_bytes(write_file(tensors, [op], [0], [2]))
+    assert model.ops[0].inputs == ("x", "w")
+    written = schema.Model.GetRootAs(tflite_writer.write(model), 0).Subgraphs(0).Operators(0)
+    assert written.InputsAsNumpy().tolist() == [0, 1]
+
+
 def test_names_that_repeat_or_miss_become_unique():
     """Duplicate, empty and absent tensor names are made unique, also where that name is taken."""
-    tensors = [FileTensor("a", (1, 4)), FileTensor("a", (1, 4)), FileTensor("a#1", (1, 4)), FileTensor(None, (1, 4))]
-    tensors.append(FileTensor("", (1, 4)))
-    ops = [FileOp("RELU", [at], [at + 1]) for at in range(4)]
-    model = tflite.read_bytes(write_file(tensors, ops, [0], [4]))
-    assert len(model.tensors) == 5
+    tensors = [FileTensor(name, (1, 4)) for name in ("x", "a#3", "a", "a", None, "")]
+    ops = [FileOp("RELU", [at], [at + 1]) for at in range(5)]
+    model = tflite.read_bytes(write_file(tensors, ops, [0], [5]))
+    assert len(model.tensors) == 6
     assert difference(tflite.read_bytes(tflite_writer.write(model)), model) is None
 
 
@@ -172,6 +183,7 @@ def test_a_mean_may_name_the_batch_where_it_stays():
         ([9, 9], [9, 9], [1, 1], {"BeginMask": 3, "EndMask": 3}, np.s_[:, :]),
         ([0, 0], [0, 0], [1, -1], {"BeginMask": 3, "EndMask": 3}, np.s_[:, ::-1]),
         ([0, -1], [1, 0], [1, -2], {"BeginMask": 1, "EndMask": 1}, np.s_[:, -1:0:-2]),
+        ([0, -1], [1, -9], [1, -1], {}, np.s_[:, -1:-9:-1]),
         ([0, -2], [1, 0], [1, 1], {"ShrinkAxisMask": 2}, np.s_[:, -2]),
         ([0, 2], [1, 99], [1, 1], {}, np.s_[:, 2:99]),
     ],
@@ -535,6 +547,15 @@ def test_every_builtin_has_a_way_out():
                 FilterWidth=1,
             ),
             "limit",
+        ),
+        (
+            conv(
+                w=FileTensor("w", (1, 3, 1, 4), data=W.reshape(1, 3, 1, 4)),
+                y=(1, 4, 4, 1),
+                DilationHFactor=1 << 28,
+                Padding=0,
+            ),
+            "padded by",
         ),
         (one("RELU", [FileTensor("x", (1, 1 << 30))], [FileTensor("y", (1, 1 << 30))]), "limit"),
         (one("RELU", [FileTensor("x", (1,) * 33)]), "33 dimensions"),
