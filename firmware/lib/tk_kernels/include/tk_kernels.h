@@ -1,11 +1,12 @@
 /* Portable int8 kernels, equal to TFLite Micro's reference kernels in every output bit.
  *
- * Tensors are int8 in NHWC order with N = 1 and no gaps. Every kernel is a pure function of its arguments: no heap, no
- * recursion, no static data, no scratch memory beyond its stack frame, and no check of its arguments - the code
- * generator checks them once. Input and output must not overlap unless a kernel says so. Parameters live in flash.
+ * Tensors are int8 in NHWC order with N = 1 and no gaps; where bytes stand for wider integers, the kernel says so. Every
+ * kernel is a function of its arguments alone: no heap, no recursion, no static data, no scratch memory beyond its stack
+ * frame, and no check of its arguments - the code generator checks them once. Only tk_svdf has memory, in a state that it is
+ * given. Input and output must not overlap unless a kernel says so. Parameters live in flash.
  *
  * A kernel can be replaced by a faster one of the same signature for the shapes that the faster one can do; the code
- * generator picks the first row of its table (tinykd/kernels.py) whose condition holds.
+ * generator picks the first row of its table (tinykd/kernels/__init__.py) whose condition holds.
  *
  * Folded bias. Where a parameter is called `bias`, it holds bias[c] - input_zero * (sum of the weights of channel c), so
  * that the inner loop multiplies raw inputs. Positions in the padding then count as input_zero. The code generator proves
