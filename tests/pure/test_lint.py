@@ -424,11 +424,11 @@ def test_constants_that_are_stored_twice(tmp_path: Path) -> None:
 def test_a_plan_in_the_file_is_asked_for_where_it_pays(tmp_path: Path) -> None:
     """The price is what TFLite Micro's own planner takes more; with a plan in the file, or no gain, nothing is said."""
     model = model_of(clean().graph(), tmp_path)
-    worse = replace(model, prices=replace(model.prices, tflm_online=lambda graph: model.tflm_arena + 512))
+    worse = replace(model, prices=replace(model.prices, tflm_heads=lambda graph: (1512, 1000)))
     (item,) = check(worse, [RULES["offline-plan"]])
     assert item.price == {"arena_bytes": 512}
-    equal = replace(model, prices=replace(model.prices, tflm_online=lambda graph: model.tflm_arena))
-    unknown = replace(model, prices=replace(model.prices, tflm_online=lambda graph: None))
+    equal = replace(model, prices=replace(model.prices, tflm_heads=lambda graph: (1000, 1000)))
+    unknown = replace(model, prices=replace(model.prices, tflm_heads=lambda graph: None))
     planned = replace(worse, file=replace(model.file, metadata={"OfflineMemoryAllocation": 20}))
     for other in (equal, unknown, planned):
         assert check(other, [RULES["offline-plan"]]) == []

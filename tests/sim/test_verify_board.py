@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
-from graphs import random_network
+from graphs import Builder, random_network
 from sim.fakeboard import needs_arm_gcc, needs_unicorn
 
 from tinykd.board import load_board
@@ -73,3 +74,49 @@ def test_a_wrong_activation_on_the_device_is_found(model: Path) -> None:
         assert (result.first_mismatch.op, result.first_mismatch.place) == (number, "activation")
         with pytest.raises(UnsupportedModelError, match="the firmware runs"):
             DeviceJudge(session, graph, plan, steps[:-1])
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_devices_state_goes_on_or_starts_again(tmp_path: Path, stream: bool) -> None:
+    """Without --stream the device restarts before each input; with it, every input goes on from the one before."""
+    builder = Builder(np.random.default_rng(0), (1, 24))
+    builder.svdf(6, rank=2, memory=4)
+    builder.svdf(3)
+    path = tmp_path / "state.tflite"
+    path.write_bytes(tflite_writer.write(builder.graph()))
+    arguments = [str(path), "--out", str(tmp_path / "run"), "--board", BOARD, "--oracle", "firmware", "--samples", "6"]
+    done = CliRunner().invoke(command, [*arguments, "--json", *(["--stream"] if stream else [])], standalone_mode=False)
+    assert done.exception is None, done.exception
+    result = json.loads(done.stdout)
+    assert (result["mismatches"], result["values_checked"]) == (0, 6 * (6 + 3 + 3))
+
+
+def test_the_engines_graph_is_what_is_compared(tmp_path: Path) -> None:
+    """Float edges stay on the host and pads inside convolutions: the ops between are compared, many kinds of them."""
+    builder = Builder(np.random.default_rng(3), (1, 12, 12, 4), "float32")
+    builder.quantize()
+    builder.pad((0, 1, 0, 1))
+    start = builder.conv(8, (3, 3), (2, 2), same=False, activation="relu")
+    builder.unary("hard_swish")
+    builder.sub(start)
+    parts = builder.split((2, 4, 2), 3)
+    builder.x = parts[1]
+    builder.unary("logistic")
+    builder.mul(parts[1])
+    builder.transpose_conv(4, (2, 2), (2, 2))
+    builder.transpose((0, 2, 1, 3))
+    builder.mean()
+    builder.dense(10)
+    builder.softmax()
+    builder.dequantize()
+    path = tmp_path / "many.tflite"
+    path.write_bytes(tflite_writer.write(builder.graph()))
+    done = CliRunner().invoke(
+        command,
+        [str(path), "--out", str(tmp_path / "run"), "--board", BOARD, "--oracle", "firmware", "--json"]
+        + ["--samples", "3"],
+        standalone_mode=False,
+    )
+    assert done.exception is None, done.exception
+    result = json.loads(done.stdout)
+    assert (result["mismatches"], result["ops_checked"]) == (0, len(builder.ops) - 3)

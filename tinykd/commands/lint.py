@@ -98,7 +98,7 @@ def model_to_lint(target: Target) -> Model:
     from tinykd.ir import Graph, Op
     from tinykd.kernels import KERNELS, select
     from tinykd.lint import Model, Prices
-    from tinykd.plan import plan_for_tflm, plan_graph
+    from tinykd.plan import plan_for_tflm, plan_graph, tflm_offsets
 
     def reach(graph: Graph) -> dict[str, tuple[int, int]]:
         return {
@@ -109,13 +109,17 @@ def model_to_lint(target: Target) -> Model:
         calls = select(graph, op, op.source or op.outputs[0])
         return calls[0].function if calls else ""
 
-    def online(graph: Graph) -> int | None:
-        return oracle.Oracle(tflite_writer.write(graph)).arena().head_bytes if oracle.is_available() else None
+    def heads(graph: Graph) -> tuple[int, int] | None:
+        if not oracle.is_available():
+            return None
+        planned = tflite_writer.write(graph, tflm_offsets(plan_for_tflm(graph)))
+        own, ours = (oracle.Oracle(model).arena().head_bytes for model in (tflite_writer.write(graph), planned))
+        return own, ours
 
     prices = Prices(
         engine_arena=lambda graph: plan_graph(graph).arena_bytes,
         tflm_arena=lambda graph: plan_for_tflm(graph).arena_bytes,
-        tflm_online=online,
+        tflm_heads=heads,
         kernel=kernel,
         fastest=lambda kind: KERNELS[kind][0].function if kind in KERNELS else "",
         kept_channels=kept_channels,

@@ -50,7 +50,8 @@ class Prices:
     Attributes:
         engine_arena: arena bytes of our engine for a graph.
         tflm_arena: arena bytes that TFLite Micro needs for a graph's activations under the best plan.
-        tflm_online: what its own planner makes of the graph, or None when nobody can tell here.
+        tflm_heads: what it allocates for activations and scratch with its own plan, and with the best one in the file;
+            None when nobody can measure it here.
         kernel: the C function of our engine that runs an op, "" for none needed; raises UnsupportedModelError for an op
             that the engine cannot run.
         fastest: the fastest C function of our engine for an op kind, or "" for an unknown kind.
@@ -60,7 +61,7 @@ class Prices:
 
     engine_arena: Callable[[Graph], int]
     tflm_arena: Callable[[Graph], int]
-    tflm_online: Callable[[Graph], int | None]
+    tflm_heads: Callable[[Graph], tuple[int, int] | None]
     kernel: Callable[[Graph, Op], str]
     fastest: Callable[[str], str]
     kept_channels: Callable[[Graph], Masks]

@@ -120,17 +120,17 @@ def offline_plan(model: Model) -> Iterator[Finding]:
     """Find files without a memory plan for which TFLite Micro's own plan is larger than it need be."""
     if model.file.has_offline_plan:
         return
-    online = model.prices.tflm_online(model.graph)
-    if online is None or online <= model.tflm_arena:
+    heads = model.prices.tflm_heads(model.graph)
+    if heads is None or heads[0] <= heads[1]:
         return
     yield Finding(
         "offline-plan",
         WARNING,
         None,
-        f"TFLite Micro's own planner needs {online:,} B for activations; {model.tflm_arena:,} B are enough with a "
+        f"TFLite Micro's own planner needs {heads[0]:,} B for activations; {heads[1]:,} B are enough with a "
         "plan in the file",
         f"{_OPTIMIZE} writes the plan; unmodified TFLite Micro follows it.",
-        {"arena_bytes": online - model.tflm_arena},
+        {"arena_bytes": heads[0] - heads[1]},
     )
 
 

@@ -54,10 +54,16 @@ class DeviceJudge:
         return values
 
     def final(self, inputs: Values) -> Values:
-        """Return the output of one whole inference, as RESULT gives it."""
+        """Return the output of one whole inference, as RESULT gives it.
+
+        With variables it is that of the inference that `run` made op by op: another one would begin where it ended.
+        """
         name = self._graph.outputs[0]
         tensor = self._graph.tensor(name)
-        data, _ = self._session.infer(inputs[self._graph.inputs[0]].tobytes(), tensor.num_bytes)
+        if self._graph.variables():
+            data = self._session.result(tensor.num_bytes)
+        else:
+            data, _ = self._session.infer(inputs[self._graph.inputs[0]].tobytes(), tensor.num_bytes)
         return {name: np.frombuffer(data, DTYPES[tensor.dtype]).reshape(tensor.shape)}
 
     def allowed(self, op: Op) -> tuple[int, str]:
