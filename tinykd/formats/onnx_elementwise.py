@@ -12,6 +12,8 @@ from tinykd.formats.onnx_layout import Value
 from tinykd.formats.onnx_reader import Node
 
 Operand = Value | np.ndarray
+HARD_SIGMOID_RAMP = "/hard sigmoid times 6"
+"""How the name of a hard-sigmoid's only inner value with known bounds, 0 and 6, ends."""
 _MOST_DIMENSIONS = 4
 
 
@@ -61,7 +63,7 @@ def hard_sigmoid(node: Node) -> None:
     if abs(factor - 1) > 1e-6:
         value = binary(node, "mul", [value, np.array([factor])], f"{out}/scaled", part="factor")
     value = binary(node, "add", [value, np.array([6 * beta])], f"{out}/shifted", part="offset")
-    value = apply(node, "relu6", value, f"{out}/relu6")
+    value = apply(node, "relu6", value, f"{out}{HARD_SIGMOID_RAMP}")
     node.pass_on(binary(node, "mul", [value, np.array([1 / 6])], out, part="sixth"))
 
 

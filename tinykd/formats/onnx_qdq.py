@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 
 from tinykd.errors import UnsupportedModelError
+from tinykd.formats.onnx_elementwise import HARD_SIGMOID_RAMP
 from tinykd.formats.onnx_reader import Node, Reader
 from tinykd.ir import Graph, Op, Quant, Tensor, verify
 from tinykd.ir.affine import FIXED_OUTPUTS, OUTPUT_CHANNEL_AXIS, QUANT_KEEPERS, QUANT_SHARERS, activation_quant
@@ -95,11 +96,13 @@ class QdqReader(Reader):
         if node.attrs.get("block_size", 0):
             raise node.refusal("blocked quantisation is not supported", "Quantise per tensor or per channel.")
         zeros = node.constant(2) if node.has(2) else np.zeros(scales.shape, dtype or np.uint8)
-        if zeros.dtype not in _RECENTRED or scales.shape != zeros.shape or scales.ndim > 1:
+        if zeros.dtype not in _RECENTRED:
             raise node.refusal(f"quantises to {zeros.dtype}; only int8 and uint8 are supported", "Quantise to int8.")
+        if scales.size != zeros.size or scales.ndim > 1:
+            raise node.refusal(f"has {scales.size} scales and {zeros.size} zero points")
         if not (np.isfinite(scales).all() and (scales > 0).all()):
             raise node.refusal("has a scale that is not positive and finite")
-        return scales.astype(np.float32), zeros.astype(np.int64), zeros.dtype
+        return scales.astype(np.float32), zeros.reshape(scales.shape).astype(np.int64), zeros.dtype
 
     def _activation_quant(self, node: Node) -> Quant:
         scales, zeros, dtype = self._parameters(node, None)
@@ -235,6 +238,9 @@ class _Lowering:
             return
         x = self.tensors[op.inputs[0]].quant
         own = x if op.kind in QUANT_KEEPERS else FIXED_OUTPUTS.get(op.kind)
+        if op.outputs[0].endswith(HARD_SIGMOID_RAMP):
+            # One node of the file is several ops: between them the range is known.
+            own = activation_quant(0.0, 6.0)
         written, requantised = [], []
         for name in op.outputs:
             wanted = self._wanted(name)
@@ -367,7 +373,7 @@ class _Lowering:
             raise UnsupportedModelError(f"{where} has float weights", "Quantise the weights to int8.")
         if scales.zero_points.any():
             raise UnsupportedModelError(
-                f"{where} has weights with zero points other than 0", "Quantise weights symmetrically."
+                f"{where} has weights with zero points other than 0", "Quantise weights symmetrically, to int8."
             )
         exact = self.reader.exact[name]
         axis = OUTPUT_CHANNEL_AXIS[op.kind] or 0
