@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from tinykd.errors import InternalError
-from tinykd.formats import onnx_reader, tflite, tflite_writer
+from tinykd.formats import onnx_reader, tflite, tflite_file, tflite_writer
 from tinykd.ir import difference
 
 
 def read_tflite(data: bytes) -> None:
-    """Read a `.tflite`; a graph that comes out must be writable, and read back the same.
+    """Read a `.tflite` and its facts; a graph that comes out must be writable, and read back the same.
 
     Raises:
         TinykdError: the file is refused.
         RuntimeError: a graph came out that does not keep the promise.
     """
     graph = tflite.read_bytes(data, "hostile")
+    tflite_file.inspect(data)
     try:
         found = difference(tflite.read_bytes(tflite_writer.write(graph), "again"), graph)
     except InternalError as error:

@@ -11,7 +11,7 @@ from tflite_files import FileOp, FileTensor, with_option, write_file
 
 from tinykd.errors import InternalError, InvalidModelError, UnsupportedModelError
 from tinykd.export import oracle
-from tinykd.formats import tflite, tflite_reader, tflite_rules, tflite_writer
+from tinykd.formats import tflite, tflite_file, tflite_reader, tflite_rules, tflite_writer
 from tinykd.formats.tflite_refusals import builtin_advice
 from tinykd.formats.tflite_schema import BUILTIN_NAMES
 from tinykd.ir import difference, verify
@@ -135,11 +135,12 @@ def test_an_omitted_bias_of_a_depthwise_convolution_is_left_out():
 
 
 def test_names_that_repeat_or_miss_become_unique():
-    """Duplicate, empty and absent tensor names are made unique, also where that name is taken."""
+    """Duplicate, empty and absent tensor names are made unique in the file's order, also where that name is taken."""
     tensors = [FileTensor(name, (1, 4)) for name in ("x", "a#3", "a", "a", None, "")]
     ops = [FileOp("RELU", [at], [at + 1]) for at in range(5)]
     model = tflite.read_bytes(write_file(tensors, ops, [0], [5]))
-    assert len(model.tensors) == 6
+    assert list(model.tensors) == ["x", "a#3", "a", "a#3#3", "tensor_4", "tensor_5"]
+    assert list(tflite_file.tensor_indices(write_file(tensors, ops, [0], [5]))) == list(model.tensors)
     assert difference(tflite.read_bytes(tflite_writer.write(model)), model) is None
 
 
@@ -385,7 +386,7 @@ REFUSED = {
             [FileTensor("x", (1, 4), "FLOAT32", **FLOAT), FileTensor("w", (3, 4), data=W)],
             [FileTensor("y", (1, 3), "FLOAT32", **FLOAT)],
         ),
-        ["weights alone are int8"],
+        ["in its weights alone"],
         "representative_dataset",
     ),
     "int64 output": (

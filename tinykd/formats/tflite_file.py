@@ -8,7 +8,9 @@ from typing import Any
 
 import tflite
 
-from tinykd.formats.tflite_schema import BUILTIN_NAMES, OFFLINE_PLAN
+from tinykd.errors import InvalidModelError
+from tinykd.formats.guard import broken_file
+from tinykd.formats.tflite_schema import BUILTIN_NAMES, OFFLINE_PLAN, unique_names
 
 
 @dataclass(frozen=True)
@@ -44,11 +46,8 @@ class TfliteFile:
 def tensor_indices(data: bytes) -> dict[str, int]:
     """Return the number of each tensor, under the names that the reader gives them."""
     subgraph = tflite.Model.GetRootAs(data, 0).Subgraphs(0)
-    indices: dict[str, int] = {}
-    for index in range(subgraph.TensorsLength()):
-        name = _text(subgraph.Tensors(index).Name()) or f"tensor_{index}"
-        indices[f"{name}#{index}" if name in indices else name] = index
-    return indices
+    names = unique_names(_text(subgraph.Tensors(index).Name()) for index in range(subgraph.TensorsLength()))
+    return {name: index for index, name in enumerate(names)}
 
 
 def without_plan(data: bytes) -> bytes:
@@ -58,8 +57,19 @@ def without_plan(data: bytes) -> bytes:
 
 
 def inspect(data: bytes) -> TfliteFile:
-    """Return the facts of a file that `tflite.read_bytes` has accepted."""
+    """Return the facts of a file that `tflite.read_bytes` has accepted.
+
+    Raises:
+        InvalidModelError: what the graph does not need, its metadata for example, is corrupt.
+    """
+    with broken_file("the file"):
+        return _inspect(data)
+
+
+def _inspect(data: bytes) -> TfliteFile:
     model = tflite.Model.GetRootAs(data, 0)
+    if model.MetadataLength() > len(data) // 4:
+        raise InvalidModelError(f"the file claims {model.MetadataLength()} metadata entries: it is corrupt")
     subgraph = model.Subgraphs(0)
     sizes, outside = _buffers(model)
     names = {index: name for name, index in tensor_indices(data).items()}

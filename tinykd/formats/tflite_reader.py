@@ -15,7 +15,7 @@ from tinykd.formats.tflite_fold import fold
 from tinykd.formats.tflite_ops import CODEC_OF_BUILTIN
 from tinykd.formats.tflite_refusals import builtin_advice, dynamic_advice
 from tinykd.formats.tflite_rules import check_op, check_size, check_tensor, check_type
-from tinykd.formats.tflite_schema import BUILTIN_NAMES, TYPE_NAMES
+from tinykd.formats.tflite_schema import BUILTIN_NAMES, TYPE_NAMES, unique_names
 from tinykd.formats.tflite_source import RawTensor, Source
 from tinykd.ir import DTYPES, Graph, Op, Quant, Tensor, verify
 
@@ -61,7 +61,7 @@ class Reader:
         num_codes = self._count(self.model.OperatorCodesLength(), "operator codes", MAX_CODES)
         self.codes = [self._code(index) for index in range(num_codes)]
         self._raw: dict[int, RawTensor] = {}
-        self._names: dict[str, int] = {}
+        self.names = unique_names(self._text(self.subgraph.Tensors(index).Name()) for index in range(self.num_tensors))
         self._blobs: dict[int, np.ndarray | None] = {}
         self._folded: dict[int, np.ndarray] = {}
         self.tensors: dict[str, Tensor] = {}
@@ -77,8 +77,8 @@ class Reader:
             self._check_input(index)
         ops = tuple(self._op(operator, codec) for operator, codec in zip(operators, codecs, strict=True))
         edges = [tuple(self.use(index).name for index in indices) for indices in (inputs, outputs)]
-        by_number = sorted(self.tensors.values(), key=lambda tensor: self._names[tensor.name])
-        graph = verify(Graph(self.name, {tensor.name: tensor for tensor in by_number}, ops, edges[0], edges[1]))
+        tensors = {name: self.tensors[name] for name in self.names if name in self.tensors}
+        graph = verify(Graph(self.name, tensors, ops, edges[0], edges[1]))
         check_size(graph)
         for operator, op, codec in zip(operators, ops, codecs, strict=True):
             check_op(graph, op, codec, operator.source.where)
@@ -94,7 +94,7 @@ class Reader:
             dtype = TYPE_NAMES.get(table.Type(), f"type {table.Type()}")
             self._raw[index] = RawTensor(
                 index,
-                self._unique(self._text(table.Name()), index),
+                self.names[index],
                 shape,
                 dtype,
                 self._quant(table, shape),
@@ -173,15 +173,6 @@ class Reader:
     def _text(self, value: bytes | None) -> str:
         self._claim(len(value or b""))
         return value.decode("utf-8", "replace") if value else ""
-
-    def _unique(self, name: str, index: int) -> str:
-        name = name or f"tensor_{index}"
-        candidate, number = name, index
-        while candidate in self._names:
-            candidate = f"{name}#{number}"
-            number += self.num_tensors
-        self._names[candidate] = index
-        return candidate
 
     def _code(self, index: int) -> tuple[int, str]:
         """Return the builtin and the name of a custom op of one operator code."""

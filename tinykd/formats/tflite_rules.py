@@ -59,7 +59,7 @@ def check_type(raw: RawTensor, allowed: Types, kind: str, where: str) -> None:
         return
     hint = ""
     if raw.dtype == "float32":
-        hint = " (this looks like a float model, or like one whose weights alone are int8)"
+        hint = " (this looks like a float model, or one that is quantised in part or in its weights alone)"
     raise UnsupportedModelError(
         f"{where}: '{raw.name}' is {raw.dtype}{hint}; {kind} takes {' or '.join(allowed)} there",
         type_advice(raw.dtype),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
 import tflite
@@ -44,3 +44,17 @@ SCHEMA_VERSION = 3
 OFFLINE_PLAN = "OfflineMemoryAllocation"
 LAST_OLD_CODE = 127
 """The old field of an operator code is a byte: larger builtins are in the new field only, and this stands in it."""
+
+
+def unique_names(names: Iterable[str]) -> list[str]:
+    """Return one name for each tensor of a file, in its order: its own where nothing before it has that name.
+
+    Others get their number behind them; a tensor without a name is called by its number alone.
+    """
+    taken: dict[str, None] = {}
+    for index, name in enumerate(names):
+        candidate = name or f"tensor_{index}"
+        while candidate in taken:
+            candidate = f"{candidate}#{index}"
+        taken[candidate] = None
+    return list(taken)
