@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from graphs import Builder, needs_oracle, needs_public_models, public_models
+from graphs import Builder, needs_oracle, needs_public_models, public_models, random_network
 
 from tinykd.commands.lint import command, model_to_lint
 from tinykd.commands.target import Target, resolve_target
@@ -120,6 +120,23 @@ def test_pads_cost_what_planning_without_them_saves(tmp_path: Path) -> None:
     assert item.price == {"ops": 1, "moved_bytes": 10 * 10 * 16, "arena_bytes": saved}
     assert (item.op, item.severity) == (1, "warning")
     assert "our engine folds it" in item.message
+
+
+def test_a_pad_before_an_op_that_moves_bytes_has_no_arena_price(tmp_path: Path) -> None:
+    """Without the pad the op behind it has no meaning: what is moved is told, the arena is not guessed."""
+    made = builder(1)
+    made.pad((1, 1, 1, 1))
+    made.reshape((1, 400))
+    (item,) = found(made.graph(), tmp_path, "pad-op")
+    assert item.price == {"ops": 1, "moved_bytes": 400}
+    assert "no convolution can take it in" in item.message
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_random_networks_are_looked_at_without_a_fault(seed: int, tmp_path: Path) -> None:
+    """Every rule copes with every op, and no price is negative."""
+    for item in check(model_of(random_network(seed).graph(), tmp_path), chosen()):
+        assert all(value >= 0 for value in item.price.values())
 
 
 def test_a_transpose_is_told_unless_it_moves_nothing(tmp_path: Path) -> None:

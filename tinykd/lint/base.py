@@ -98,9 +98,12 @@ class Model:
 
     def price_of_a_copy(self, index: int) -> dict[str, int]:
         """Return what an op costs that only moves bytes, in TFLite Micro: planned with it, and without."""
-        saved = self.tflm_arena - self.prices.tflm_arena(bypassed(self.graph, index))
         moved = sum(self.graph.tensor(name).num_bytes for name in self.graph.ops[index].outputs)
-        return {"ops": 1, "moved_bytes": moved, "arena_bytes": max(saved, 0)}
+        price = {"ops": 1, "moved_bytes": moved}
+        if can_be_bypassed(self.graph, index):
+            saved = self.tflm_arena - self.prices.tflm_arena(bypassed(self.graph, index))
+            price["arena_bytes"] = max(saved, 0)
+        return price
 
 
 Check = Callable[[Model], Iterator[Finding]]
@@ -123,6 +126,22 @@ class Rule:
     why: str
     check: Check
     severity: str
+
+
+_MOVING = ("concatenation", "reshape", "split", "strided_slice", "transpose")
+
+
+def can_be_bypassed(graph: Graph, index: int) -> bool:
+    """Whether a planner can make sense of the graph without op `index`.
+
+    Ops beside it that only move bytes need the very shape that it gives or takes.
+    """
+    op = graph.ops[index]
+    shapes = {(graph.tensor(name).shape, graph.tensor(name).dtype) for name in (op.inputs[0], *op.outputs)}
+    beside = [graph.ops[i].kind for name in op.outputs for i in graph.consumers().get(name, [])]
+    if op.inputs[0] in graph.producers():
+        beside.append(graph.ops[graph.producers()[op.inputs[0]]].kind)
+    return len(shapes) == 1 or not any(kind in _MOVING for kind in beside)
 
 
 def bypassed(graph: Graph, index: int) -> Graph:

@@ -8,7 +8,7 @@ import numpy as np
 
 from tinykd.errors import UnsupportedModelError
 from tinykd.ir import Graph, Op, Tensor, op_macs, spatial_padding
-from tinykd.lint.base import ERROR, NOTE, WARNING, Finding, Model, Rule, bypassed, macs_of
+from tinykd.lint.base import ERROR, NOTE, WARNING, Finding, Model, Rule, bypassed, can_be_bypassed, macs_of
 
 _OPTIMIZE = "tinykd optimize MODEL.tflite -o OUT.tflite"
 _PADDED = ("conv_2d", "depthwise_conv_2d")
@@ -68,7 +68,10 @@ def float_edge(model: Model) -> Iterator[Finding]:
             continue
         inside = source if op.kind == "dequantize" else target
         at_edge = outside.name in (*graph.inputs, *graph.outputs)
-        saved = model.tflm_arena - model.prices.tflm_arena(_without_edge(graph, index))
+        price = {"ops": 1, "moved_bytes": inside.num_bytes}
+        if at_edge or can_be_bypassed(graph, index):
+            saved = model.tflm_arena - model.prices.tflm_arena(_without_edge(graph, index))
+            price["arena_bytes"] = max(saved, 0)
         yield Finding(
             "float-edge",
             WARNING,
@@ -77,7 +80,7 @@ def float_edge(model: Model) -> Iterator[Finding]:
             f"{outside.num_bytes:,} B of {outside.dtype} instead of {inside.num_bytes:,} B",
             "Convert with int8 inputs and outputs (inference_input_type = inference_output_type = tf.int8); "
             "our engine leaves the conversion to the host.",
-            {"ops": 1, "moved_bytes": inside.num_bytes, "arena_bytes": max(saved, 0)},
+            price,
         )
 
 
