@@ -489,6 +489,11 @@ REFUSED = {
         ["shuffled"],
         "without shuffled",
     ),
+    "change of type": (
+        one("QUANTIZE", [FileTensor("x", (1, 4), "UINT8")], [FileTensor("y", (1, 4), "UINT8")]),
+        ["from uint8 to uint8"],
+        "through int8",
+    ),
     "new axis": (
         one(
             "STRIDED_SLICE",

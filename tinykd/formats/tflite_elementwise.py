@@ -16,6 +16,13 @@ from tinykd.ir import Graph, Op
 _BUILTIN = tflite.BuiltinOperator
 
 MULTIPLIER_ABOVE_ONE = 1.0
+_QUANTIZED_FROM = {
+    "float32": ("int8", "int16"),
+    "int8": ("int8", "uint8", "int16", "int32"),
+    "uint8": ("int8",),
+    "int16": ("int8", "int16", "int32"),
+    "int32": ("int8", "int16"),
+}
 
 
 def _read_activation(options: str) -> Any:
@@ -46,6 +53,16 @@ def _read_leaky_relu(source: Source) -> Attrs:
     if not math.isfinite(alpha):
         source.corrupt(f"alpha {alpha}: it must be finite")
     return {"alpha": alpha}
+
+
+def _read_quantize(source: Source) -> Attrs:
+    x, y = source.input(0).dtype, source.output().dtype
+    if y not in _QUANTIZED_FROM[x]:
+        source.refuse(
+            f"from {x} to {y}; TFLite Micro goes from {x} to {' or '.join(_QUANTIZED_FROM[x])}",
+            "Let the application change the type, or go through int8.",
+        )
+    return {}
 
 
 def _quantize_version(graph: Graph, op: Op) -> int:
@@ -107,6 +124,7 @@ CODECS = (
         "quantize",
         "QuantizeOptions",
         version=_quantize_version,
+        read=_read_quantize,
         input_types=(("int8", "uint8", "int16", "int32", "float32"),),
         output_types=("int8", "uint8", "int16", "int32"),
     ),
