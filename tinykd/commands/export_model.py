@@ -1,4 +1,4 @@
-"""Makes RUN/export/ from an ONNX model that tinykd did not train: float, with data to calibrate it on."""
+"""Makes RUN/export/ from an ONNX model that tinykd did not train: float with calibration data, or with its scales."""
 
 from __future__ import annotations
 
@@ -101,6 +101,14 @@ def _export(
     started = time.perf_counter()
     data, name = model.read_bytes(), model.stem
     results: dict[str, Any] = {"name": name, "top1_float": None, "top1_int8": None, "exits": []}
+    if _is_quantised(data):
+        if calibration is not None or sensitivity or options != ptq.PtqOptions():
+            raise ConfigError(
+                f"{model} brings its own scales: calibration data and options of quantisation are for float models",
+                "Leave them out, or export the float model that it was made from.",
+            )
+        written = _write_quantised(data, name, folder)
+        return {**results, **written, "seconds": round(time.perf_counter() - started, 3)}
     if calibration is None:
         raise ConfigError(
             f"{model} is a float model: its ranges must be found on data",
@@ -122,6 +130,24 @@ def _export(
         **describe_quantised(quantised, options.method),
         "seconds": round(time.perf_counter() - started, 3),
     }
+
+
+def _is_quantised(data: bytes) -> bool:
+    """Whether an ONNX model has scales of its own."""
+    from tinykd.formats import onnx_reader
+
+    return any(node.op_type == "DequantizeLinear" for node in onnx_reader.load(data).graph.node)
+
+
+def _write_quantised(data: bytes, name: str, folder: Path) -> dict[str, Any]:
+    """Write what a QDQ model says; return its part of the results."""
+    from tinykd.export import parity
+    from tinykd.formats import onnx_reader
+
+    graph = onnx_reader.read_quantised(data, name)
+    written = write_network(graph, None, folder, STEM, parity.test_inputs(graph, 8, 0))
+    rest = dict.fromkeys(("agree", "sqnr_db", "calibration_images"))
+    return {**written, **rest, "samples": 0, "quantised_by": "qdq", **describe_quantised(None, "")}
 
 
 def _agreement(float_graph: Graph, graph: Graph, x: np.ndarray, device: np.ndarray) -> dict[str, Any]:
