@@ -24,6 +24,7 @@ from tinykd.export.passes import (
     share_duplicates,
     undo_concat_split,
 )
+from tinykd.export.passes.value_ranges import value_ranges
 from tinykd.export.proof import proving_inputs
 from tinykd.ir import Graph, Op, Quant, Tensor, difference, verify
 
@@ -330,6 +331,15 @@ def test_a_clamp_that_rescales_is_not_fused():
     assert kinds(apply(fuse_clamps, builder.graph())) == ["conv_2d", "relu"]
 
 
+def test_a_clamp_that_names_another_scale_is_not_fused():
+    """RELU6 clamps integers and leaves the scale to its output: the producer would requantise to that one."""
+    builder = net()
+    builder.conv(4)
+    builder.tensors[builder.x] = Tensor(builder.x, (1, 6, 6, 4), "int8", Quant.per_tensor(0.01, 5))
+    emit(builder, "relu6", (1, 6, 6, 4), quant=Quant.per_tensor(0.012, 5))
+    assert kinds(apply(fuse_clamps, builder.graph())) == ["conv_2d", "relu6"]
+
+
 def test_a_clamp_of_a_value_that_is_read_elsewhere_is_not_fused():
     """The other reader needs the value before the clamp."""
     builder = net()
@@ -488,11 +498,16 @@ def test_a_branch_with_one_live_value_is_computed():
         builder.conv(4)
         x = builder.x
         builder.conv(4)
+        builder.tensors[builder.x] = Tensor(builder.x, (1, 6, 6, 4), "int8", OTHER)
         silence(builder, 1, silent, 800)
         if same:
             builder.depthwise()
+            silence(builder, 2, [0], 100)
         builder.add(x)
         graph = builder.graph()
+        if same:
+            some = value_ranges(graph)["depthwise_conv_2d_2"].fixed_channels()
+            assert some.any() and not some.all()
         assert kinds(apply(fold_constants, graph)) == kinds(graph)
 
 
