@@ -76,6 +76,7 @@ WINDOWED = {
     "max": lambda: single("MaxPool", kernel_shape=[3, 2], strides=[2, 1]),
     "max-pads": lambda: single("MaxPool", kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1]),
     "max-ceil": lambda: single("MaxPool", kernel_shape=[2, 3], strides=[2, 3], ceil_mode=1),
+    "max-ceil-behind": lambda: single("MaxPool", kernel_shape=[1, 2], strides=[3, 3], ceil_mode=1),
     "average": lambda: single("AveragePool", kernel_shape=[2, 2], strides=[2, 2]),
     "average-counted": lambda: single("AveragePool", kernel_shape=[3, 3], pads=[1, 1, 1, 1], count_include_pad=1),
     "average-left-out": lambda: single("AveragePool", kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 0, 1]),
