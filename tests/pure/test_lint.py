@@ -12,10 +12,13 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from graphs import Builder, needs_oracle, needs_public_models, public_models, random_network
+from pure.test_tflite_producers import dense
+from tflite_files import FileOp, FileTensor, write_file
 
 from tinykd.commands.lint import command, model_to_lint
 from tinykd.commands.target import Target, resolve_target
 from tinykd.errors import ConfigError, DoesNotFitError, InvalidModelError
+from tinykd.export import parity
 from tinykd.export.passes.remove_channels import remove_channels
 from tinykd.formats import tflite, tflite_file, tflite_writer
 from tinykd.ir import Graph, Quant, graph_macs, op_macs
@@ -420,6 +423,41 @@ def test_what_the_file_carries(tmp_path: Path) -> None:
     assert "CONV_2D has version 5 although version 3" in item.message
     (item,) = check(other, [RULES["unused-data"]])
     assert item.price == {"constant_bytes": 300 + 40 + 1000}
+
+
+@needs_oracle
+def test_a_real_file_with_constants_outside_is_judged(tmp_path: Path) -> None:
+    """The wheel computes nonsense from such a file: lint calls it an error, and verify finds values that differ."""
+    path = tmp_path / "outside.tflite"
+    path.write_bytes(dense(outside=True))
+    facts = tflite_file.inspect(path.read_bytes())
+    assert sum(facts.outside.values()) > 0
+    result, error = lint(path, "--strict", "--select", "buffers-outside")
+    assert isinstance(error, DoesNotFitError)
+    assert result["errors"] == 1
+    graph = tflite.read(path)
+    assert parity.compare(graph, path.read_bytes(), parity.sample_inputs(graph, 4, 0)).mismatches > 0
+    inside = tmp_path / "inside.tflite"
+    inside.write_bytes(dense())
+    assert tflite_file.inspect(inside.read_bytes()).outside == {}
+    assert lint(inside, "--strict", "--select", "buffers-outside")[1] is None
+
+
+def test_unread_constants_of_a_real_file_are_counted(tmp_path: Path) -> None:
+    """A constant that no op reads is named with its bytes, which are the price."""
+    weights = np.arange(12, dtype=np.int8).reshape(3, 4)
+    tensors = [
+        FileTensor("x", (1, 4)),
+        FileTensor("w", (3, 4), data=weights),
+        FileTensor("y", (1, 3)),
+        FileTensor("old", (1, 400), data=np.arange(400).astype(np.int8).reshape(1, 400)),
+    ]
+    op = FileOp("FULLY_CONNECTED", [0, 1], [2], "FullyConnectedOptions")
+    path = tmp_path / "unread.tflite"
+    path.write_bytes(write_file(tensors, [op], [0], [2]))
+    (row,) = lint(path, "--select", "unused-data")[0]["findings"]
+    assert row["price"] == {"constant_bytes": 400}
+    assert "(old)" in row["message"]
 
 
 def test_constants_that_are_stored_twice(tmp_path: Path) -> None:
