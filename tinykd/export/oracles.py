@@ -187,6 +187,8 @@ class OnnxJudge:
         options.intra_op_num_threads = 1
         options.log_severity_level = 3
         self._names = [name for op in graph.ops for name in op.outputs if graph.tensor(name).dtype == "int8"]
+        if not self._names:
+            raise UnsupportedModelError("none of its activations is int8")
         try:
             qdq = onnx_outputs.expose(onnx_writer.write_qdq(graph), [f"{name}/q" for name in self._names])
             self._session = onnxruntime.InferenceSession(qdq, options, providers=["CPUExecutionProvider"])
