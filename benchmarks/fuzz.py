@@ -30,6 +30,8 @@ from fuzzing.judge import IsolatedTflm  # noqa: E402
 from fuzzing.kinds import KINDS, MOST_OPS, int8_kinds  # noqa: E402
 from fuzzing.record import dumps, loads  # noqa: E402
 
+from tinykd.export import oracle  # noqa: E402
+
 RESULTS = ROOT / "benchmarks" / "results" / "fuzz.json"
 REGRESSION = ROOT / "tests" / "regression" / "fuzz"
 CHUNK = 50
@@ -68,7 +70,7 @@ def keep(text: str) -> Path:
 
 
 def main() -> int:
-    """Hunt, print, save; return 1 when a rule was broken or an op never came up."""
+    """Hunt, print, save; return 1 when a rule was broken or an op never came up, 5 without TFLite Micro."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=5000, help="models")
     parser.add_argument("--jobs", type=int, default=2, help="processes")
@@ -80,6 +82,9 @@ def main() -> int:
     parser.add_argument("--save-failures", action="store_true", help=f"keep them in {REGRESSION.relative_to(ROOT)}")
     parser.add_argument("--out", type=Path, help=f"write the figures here (make fuzz: {RESULTS.relative_to(ROOT)})")
     arguments = parser.parse_args()
+    if not oracle.is_available():
+        print(f"fuzz: the tflite-micro wheel, the judge, is not installed: {oracle.INSTALL}")
+        return 5
     started = time.perf_counter()
     todo = tasks(arguments.kind, arguments.count, arguments.seed, arguments.most_ops)
     covered: Counter[str] = Counter()
