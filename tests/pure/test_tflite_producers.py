@@ -331,6 +331,20 @@ def conv(x=CONV_X, w=None, y=(1, 4, 4, 3), **fields):
     return one("CONV_2D", [x, w], [FileTensor("y", y)], "Conv2DOptions", **{**CONV_FIELDS, **fields})
 
 
+def svdf(state_zero=0, state_shape=(1, 6), bias_scale=1e-6, bias=True, variable=True):
+    """An SVDF of three filters over two steps."""
+    tensors = [
+        X,
+        FileTensor("f", (3, 4), data=W),
+        FileTensor("t", (3, 2), "INT16", np.arange(6, dtype=np.int16), [1e-4]),
+        FileTensor("b", (3,), "INT32", B, [bias_scale]),
+        FileTensor("s", state_shape, "INT16", None, [0.01], [state_zero], variable=variable),
+        FileTensor("y", (1, 3)),
+    ]
+    op = FileOp("SVDF", [0, 1, 2, 3 if bias else -1, 4], [5], "SVDFOptions", {"Rank": 1})
+    return write_file(tensors, [op], [0] if variable else [0, 4], [5])
+
+
 def custom_op(name):
     """A file with one custom op."""
     return write_file([X, FileTensor("y", (1, 4))], [FileOp("CUSTOM", [0], [1], custom=name)], [0], [1])
@@ -426,6 +440,16 @@ REFUSED = {
         ["axis 3"],
         "per output channel",
     ),
+    "slopes per channel": (
+        one("PRELU", [X, FileTensor("s", (4,), data=W[0], scales=[0.1] * 4, zeros=[0] * 4)]),
+        ["'s' has one scale per channel"],
+        "per tensor",
+    ),
+    "svdf with asymmetric state": (svdf(state_zero=4), ["'s' has the zero point 4"], "symmetrically"),
+    "svdf with a flat state": (svdf(state_shape=(6,)), ["shape [6] instead of [1, 6]"], "again"),
+    "svdf with a wrong bias": (svdf(bias_scale=1.2e-5), ["scale 1.2", "instead of 9.99"], "again"),
+    "svdf without bias": (svdf(bias=False), ["without bias"], "zeros"),
+    "svdf without state": (svdf(variable=False), ["'s' is no variable"], "outlive"),
     "activations per channel": (
         one("RELU", [FileTensor("x", (1, 4), scales=[0.1] * 4, zeros=[0] * 4, axis=1)]),
         ["'x' has one scale per channel"],
@@ -516,6 +540,16 @@ def test_what_is_not_supported_is_refused_with_a_way_out(case):
     assert not [part for part in parts if part not in error.message], error.message
     assert way_out in error.next_step
     assert error.exit_code == 4
+
+
+@needs_oracle
+def test_what_is_refused_about_an_svdf_the_runtime_refuses_too():
+    """TFLite Micro takes the SVDF of these files, and neither a flat state nor a bias of another scale."""
+    assert tflite.read_bytes(svdf()).variables() == ("s",)
+    oracle.Oracle(svdf())
+    for data in (svdf(state_shape=(6,)), svdf(bias_scale=1.2e-5)):
+        with pytest.raises(UnsupportedModelError):
+            oracle.Oracle(data)
 
 
 def test_all_unsupported_ops_are_named_at_once():

@@ -135,6 +135,9 @@ def _read_svdf(source: Source) -> Attrs:
     options = source.options("SVDFOptions")
     if not source.has_input(3):
         source.refuse("an SVDF without bias", "Give it a bias, of zeros if need be: TFLite Micro crashes without one.")
+    state = source.input(4)
+    if not state.variable:
+        source.refuse(f"its state '{state.name}' is no variable", "Convert it again: the state must outlive a step.")
     return {"rank": options.Rank(), "activation": source.activation(options)}
 
 

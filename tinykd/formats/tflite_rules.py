@@ -25,6 +25,8 @@ MAX_GRAPH_BYTES = 1 << 28
 SCALE_RANGE = (2.0**-100, 2.0**100)
 BIAS_SCALE_TOLERANCE = 0.02
 """TFLite's limit on |input scale * weight scale - bias scale| / output scale, for one scale per tensor."""
+SVDF_BIAS_SCALE_TOLERANCE = 1e-5
+"""TFLite Micro's limit on |bias scale - state scale * time weights' scale|."""
 
 _ZERO_POINTS = {"int8": (-128, 127), "uint8": (0, 255), "int16": (-32768, 32767)}
 _WEIGHTS_AXIS = {"conv_2d": 0, "depthwise_conv_2d": 3, "transpose_conv": 0, "fully_connected": 0}
@@ -99,6 +101,8 @@ def check_op(graph: Graph, op: Op, codec: Codec, where: str) -> None:
         _check_output_quant(outputs[0], codec.output_quant, where)
     if op.kind in _WEIGHTS_AXIS:
         _check_weights(graph, op, where)
+    if op.kind == "svdf":
+        _check_svdf(graph, op, where)
     _check_work(graph, op, where)
     try:
         check_defined(graph, op)
@@ -121,19 +125,14 @@ def _refuse(where: str, problem: str, next_step: str = "") -> NoReturn:
 
 
 def _check_role(op: Op, position: int, tensor: Tensor, codec: Codec, where: str) -> None:
-    is_state = op.kind == "svdf" and position == 4
     if position in codec.constants and not tensor.is_constant:
         _refuse(
             where,
             f"'{tensor.name}' is computed; {op.kind} takes a constant there",
             "Freeze the model's variables before conversion; a product of two activations is MUL.",
         )
-    if tensor.variable != is_state:
-        _refuse(
-            where,
-            f"'{tensor.name}' is {'a' if tensor.variable else 'no'} variable",
-            "Only the state of an SVDF is a variable.",
-        )
+    if tensor.variable and (op.kind, position) != ("svdf", 4):
+        _refuse(where, f"'{tensor.name}' is a variable", "Only the state of an SVDF is a variable.")
     if tensor.is_constant and position == 0 and op.kind not in (*_BINARY, "concatenation"):
         _refuse(where, f"'{tensor.name}' is a constant, not an activation", "Let the converter fold constants.")
 
@@ -151,8 +150,12 @@ def _check_quant(op: Op, tensor: Tensor, where: str) -> None:
     for zero in tensor.quant.zero_points:
         if not low <= zero <= high:
             raise InvalidModelError(f"{where}: '{tensor.name}' has the zero point {zero}, outside {low} to {high}")
-    if tensor.quant.axis is not None and not tensor.is_constant:
-        _refuse(where, f"the activation '{tensor.name}' has one scale per channel", "Quantise activations per tensor.")
+    if tensor.quant.axis is not None and not (tensor.is_constant and op.kind in _WEIGHTS_AXIS):
+        _refuse(
+            where,
+            f"'{tensor.name}' has one scale per channel",
+            "Quantise it per tensor: only weights and biases of convolutions and FULLY_CONNECTED can have several.",
+        )
 
 
 def _same_quant(first: Quant | None, second: Quant | None) -> bool:
@@ -213,6 +216,29 @@ def _check_weights(graph: Graph, op: Op, where: str) -> None:
                 "weights: TFLite refuses it too",
                 "Convert the model again.",
             )
+
+
+def _check_svdf(graph: Graph, op: Op, where: str) -> None:
+    feature, time, bias, state = (graph.tensor(name) for name in op.inputs[1:])
+    for tensor in (feature, time, state):
+        if tensor.quant is not None and tensor.quant.zero_point != 0:
+            _refuse(
+                where,
+                f"'{tensor.name}' has the zero point {tensor.quant.zero_point}",
+                "Quantise the weights and the state of an SVDF symmetrically.",
+            )
+    expected = (1, feature.shape[0] * time.shape[1])
+    if state.shape != expected:
+        _refuse(where, f"its state has shape {list(state.shape)} instead of {list(expected)}", "Convert it again.")
+    product = state.quant.scale * time.quant.scale if state.quant and time.quant else 0.0
+    scale = bias.quant.scale if bias.quant is not None else 0.0
+    if abs(scale - product) >= SVDF_BIAS_SCALE_TOLERANCE:
+        _refuse(
+            where,
+            f"its bias '{bias.name}' has the scale {scale:.9g} instead of {product:.9g}, state times time weights: "
+            "TFLite Micro refuses it too",
+            "Convert the model again.",
+        )
 
 
 def _check_work(graph: Graph, op: Op, where: str) -> None:
