@@ -181,6 +181,13 @@ def test_entropy_clips_a_long_tail():
     assert ranges.entropy(counted(values))[1] < 10
 
 
+@pytest.mark.parametrize("count", [6_000, 20_000, 200_000])
+def test_entropy_keeps_a_flat_range(count):
+    """Where no value is rare there is no tail to cut off, however many bins had to be joined."""
+    values = RNG.uniform(0, 1, count)
+    assert ranges.entropy(counted(values))[1] > 0.97
+
+
 def test_entropy_with_few_values_is_minmax():
     """A histogram that is nearly empty says nothing about what may be clipped."""
     values = RNG.normal(0, 1, 300)

@@ -128,10 +128,10 @@ def _depthwise_conv_2d(graph: Graph, op: Op, values: Values) -> np.ndarray:
     x = padded(values[op.inputs[0]], op.attrs["padding"], 0.0)
     multiplier = shape[3] // x.shape[3]
     taken = windows(x, weights.shape[:2], op, shape)
-    y = np.zeros((len(x), *shape[1:3], x.shape[3], multiplier), np.float32)
-    for row in range(weights.shape[0]):
-        for column in range(weights.shape[1]):
-            y += taken[:, :, :, row, column, :, None] * weights[row, column].reshape(x.shape[3], multiplier)
+    if multiplier == 1:
+        y = np.einsum("nhwrkc,rkc->nhwc", taken, weights)
+    else:
+        y = np.einsum("nhwrkc,rkcm->nhwcm", taken, weights.reshape(*weights.shape[:2], x.shape[3], multiplier))
     return y.reshape(-1, *shape[1:]) + _bias(graph, op)
 
 
