@@ -280,6 +280,12 @@ def test_shapes_of_a_free_batch_are_computed_while_reading():
     assert list(model.tensors) == ["x", "y"]
 
 
+def test_a_dimension_that_was_fixed_after_conversion_is_fixed():
+    """A signature may keep -1 where the shape field has a size since; open dimensions stand as 1 there."""
+    tensors = [FileTensor("x", (1, 5, 3), signature=[-1, -1, 3]), FileTensor("y", (1, 5, 3))]
+    assert tflite.read_bytes(write_file(tensors, [FileOp("RELU", [0], [1])], [0], [1])).tensor("x").shape == (1, 5, 3)
+
+
 def test_shape_arithmetic_that_contradicts_itself_is_corrupt():
     """A computed shape must have as many values as its tensor says."""
     tensors, ops = dynamic_reshape()

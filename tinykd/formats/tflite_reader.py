@@ -225,7 +225,9 @@ class Reader:
         signature = self._ints(table.ShapeSignatureAsNumpy(), table.ShapeSignatureLength(), "dimensions")
         if self.value(raw) is not None:
             raise InvalidModelError(f"'{self.name}': its input '{raw.name}' is a constant: it is corrupt")
-        if any(dim < 1 for dim in raw.shape) or any(dim < 0 for dim in signature[1:]):
+        # Converters write 1 where a dimension is open; what somebody has fixed since then is larger.
+        open_axes = [size for size, dim in zip(raw.shape[1:], signature[1:], strict=False) if dim < 0 and size == 1]
+        if any(dim < 1 for dim in raw.shape) or open_axes:
             raise UnsupportedModelError(
                 f"'{self.name}': its input '{raw.name}' has the dynamic shape {signature or list(raw.shape)}",
                 dynamic_advice(),
