@@ -186,6 +186,30 @@ def test_quantisation_behind_a_flatten_goes_back_through_it():
     assert graph.tensor(graph.ops[0].outputs[0]).quant == Quant.per_tensor(0.02, 110 - 128)
 
 
+def test_float_biases_are_rounded_to_nearest():
+    """A bias that the file leaves in float becomes the nearest multiple of input scale times weight scale."""
+    net = Qdq((1, 4))
+    net.pair(0.05, 128)
+    net.node("Gemm", net.x, net.quantised(3, 4, scales=[0.5]), net.constant([0.0376, -0.0374, 1.0]), transB=1)
+    net.pair(0.3, 128)
+    graph = onnx_reader.read_quantised(net.bytes())
+    assert graph.tensor(graph.ops[0].inputs[2]).data.tolist() == [2, -1, 40]
+
+
+def test_transposed_convolutions_come_back_with_their_padding():
+    """Rows and columns behind the full output, which only the bias reaches, are written as output_padding."""
+    net = Qdq((1, 4, 3, 5))
+    net.pair()
+    weights = net.quantised(4, 3, 2, 3, axis=1)
+    net.node("ConvTranspose", net.x, weights, strides=[3, 2], pads=[0, 1, 0, 1], output_padding=[1, 0])
+    net.pair(0.2, 120)
+    graph = compare(net)
+    assert graph.ops[0].attrs["padding"] == (0, -1, 1, 1)
+    again = reading(graph)
+    assert again.ops[0].attrs == graph.ops[0].attrs
+    assert constants(again) == constants(graph)
+
+
 def test_dense_layers_of_any_spelling():
     """A transposed matrix with scales along its columns, a product with the bias behind it, rows of a sequence."""
     net = Qdq((1, 5, 7))
@@ -300,6 +324,15 @@ def _half_read(net):
     net.pair()
 
 
+def _read_twice(net):
+    net.pair()
+    x = net.node("Conv", net.x, net.quantised(2, 4, 1, 1))
+    net.node("Relu", x)
+    y = net.pair()
+    net.node("Add", y, net.pair(x=x))
+    net.pair()
+
+
 def _asymmetric(net):
     net.pair()
     net.node("Conv", net.x, net.quantised(2, 4, 1, 1, zero=3))
@@ -333,6 +366,7 @@ REFUSED = {
     "output": (_float_output, r"conv_2d, Conv/3\) is left in float"),
     "norm": (_norm, "batch_norm.*left in float\nFold"),
     "half": (_half_read, r"leaky_relu, LeakyRelu/2\) is left in float"),
+    "twice": (_read_twice, r"conv_2d, Conv/3\) is left in float"),
     "asymmetric": (_asymmetric, "zero points other than 0\nQuantise weights symmetrically"),
     "axis": (_wrong_axis, "4 scales for 2 output channels"),
     "wide": (_wide, "quantises to int16.*\nQuantise to int8"),
