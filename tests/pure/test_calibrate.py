@@ -129,6 +129,19 @@ def test_mse_is_as_good_as_brute_force(name):
     assert found <= rounding_error(values, values.min(), values.max()) * 1.001
 
 
+def test_mse_clips_one_end_alone():
+    """One outlier on one side: its end moves to where the analytic optimum is, the other end stays.
+
+    With n values spread over [0, 20] and one at -44, the squared error of an end at -e is
+    (44 - e)² + n / 12 · ((20 + e) / 255)².
+    """
+    count = 200_000
+    low, high = ranges.mse(counted(np.concatenate([[-44.0], RNG.uniform(0, 20, count)])))
+    pull = count / 12 / 255**2
+    assert low == pytest.approx(-(44 - 20 * pull) / (1 + pull), abs=2.0)
+    assert high == pytest.approx(20.0, abs=0.3)
+
+
 def slow_divergence(values, threshold, levels, width):
     """KL(P || Q) of magnitudes up to a threshold, bin by bin, as the slides of TensorRT's calibrator describe it."""
     bins = round(threshold / width)

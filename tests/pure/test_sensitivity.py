@@ -186,15 +186,17 @@ def test_the_search_is_at_least_as_good_as_any_method():
     assert found.error_found <= found.error_start
     assert set(found.methods.values()) <= set(METHODS)
     judge = take_images(graph, x)[1::2]
-    wanted = float_reference.run(graph, judge)
 
-    def error(ranges):
+    def error(ranges, judge=judge):
+        wanted = float_reference.run(graph, judge)
         return mean_squared_error(
             wanted, Simulation(graph, quantize(graph, ranges, INPUT_QUANT)).run(judge, rounded=True)
         )
 
     assert error(found.ranges) == pytest.approx(found.error_found, rel=1e-3)
     assert error(calibrate.choose(histograms, found.start)) == pytest.approx(found.error_start, rel=1e-3)
+    learn, start = take_images(graph, x)[::2], calibrate.choose(histograms, found.start)
+    assert error(found.ranges, learn) < error(start, learn)
     for name, method in found.methods.items():
         assert found.ranges[name] == calibrate.choose(histograms, method)[name]
     assert search(graph, x, histograms, INPUT_QUANT) == found
