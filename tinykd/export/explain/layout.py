@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from tinykd.export.explain_steps import Explainer, Explanation, Index, Values, shaped
+from tinykd.export.explain.steps import Explainer, Explanation, Index, Values, shaped
 from tinykd.ir import Graph, Op, tensor_quant
 from tinykd.ir.resize import nearest_positions
 

@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from tinykd.errors import UnsupportedModelError
-from tinykd.export import explain_elementwise, explain_layout, explain_sums
-from tinykd.export.explain_steps import Explainer, Explanation, Values
+from tinykd.export.explain import elementwise, layout, sums
+from tinykd.export.explain.steps import Explainer, Explanation, Values
 from tinykd.ir import Graph, Op
 
 EXPLAINERS: Mapping[str, Explainer] = MappingProxyType(
-    {**explain_sums.EXPLAINERS, **explain_elementwise.EXPLAINERS, **explain_layout.EXPLAINERS}
+    {**sums.EXPLAINERS, **elementwise.EXPLAINERS, **layout.EXPLAINERS}
 )
 
 

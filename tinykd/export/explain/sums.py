@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from tinykd.export.explain_steps import (
+from tinykd.export.explain.steps import (
     Explainer,
     Explanation,
     Index,
