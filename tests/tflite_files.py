@@ -1,4 +1,4 @@
-"""Files of other producers: written field by field, or ours with single fields changed."""
+"""Files of other producers: written field by field, or ours with single fields changed; and how one is refused."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from dataclasses import dataclass, field
 
 import flatbuffers
 import numpy as np
+import pytest
 import tflite
+
+from tinykd.errors import UnsupportedModelError
+from tinykd.formats import tflite as reader
 
 
 def with_builtin(data: bytes, old: int, new: int) -> bytes:
@@ -228,3 +232,43 @@ def _vector(b, offsets):
     for offset in reversed(offsets):
         b.PrependUOffsetTRelative(offset)
     return b.EndVector()
+
+
+X = FileTensor("x", (1, 4))
+W = np.random.default_rng(3).integers(-90, 90, (3, 4)).astype(np.int8)
+B = np.array([100, -50, 7], np.int32)
+
+
+def shape_constant(name, values, kind="INT32"):
+    """A constant without quantisation."""
+    data = np.asarray(values, np.int64 if kind == "INT64" else np.int32)
+    return FileTensor(name, data.shape, kind, data, (), ())
+
+
+def dense(x=(1, 4), y=(1, 3), bias_scale=0.01, weights=None, **extra):
+    """Tensors and op of a FULLY_CONNECTED; `extra` goes to write_file."""
+    tensors = [
+        FileTensor("x", x),
+        weights or FileTensor("w", (3, 4), data=W),
+        FileTensor("b", (3,), "INT32", B, (bias_scale,), (0,)),
+        FileTensor("y", y, scales=(0.2,), zeros=(5,)),
+    ]
+    op = FileOp("FULLY_CONNECTED", [0, 1, 2], [3], "FullyConnectedOptions")
+    return write_file(tensors, [op], [0], [3], **extra)
+
+
+def one(builtin, inputs, outputs=None, table="", **fields):
+    """A file of one op: all inputs without data are the graph's, or an idle tensor where it has none."""
+    outputs = outputs or [FileTensor("y", (1, 4))]
+    tensors = [*inputs, *outputs, FileTensor("idle", (1, 1))]
+    numbers = list(range(len(inputs)))
+    fed = [number for number in numbers if inputs[number].data is None and not inputs[number].variable]
+    out = list(range(len(inputs), len(inputs) + len(outputs)))
+    return write_file(tensors, [FileOp(builtin, numbers, out, table, fields)], fed or [len(tensors) - 1], out)
+
+
+def refusal(data):
+    """The error that a file is refused with."""
+    with pytest.raises(UnsupportedModelError) as caught:
+        reader.read_bytes(data, "m")
+    return caught.value

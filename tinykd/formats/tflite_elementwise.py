@@ -15,7 +15,6 @@ from tinykd.ir import Graph, Op
 
 _BUILTIN = tflite.BuiltinOperator
 
-MULTIPLIER_ABOVE_ONE = 1.0
 _QUANTIZED_FROM = {
     "float32": ("int8", "int16"),
     "int8": ("int8", "uint8", "int16", "int32"),
@@ -38,7 +37,7 @@ def _activation_fields(graph: Graph, op: Op) -> Mapping[str, Any]:
 
 def _mul_version(graph: Graph, op: Op) -> int:
     scales = [tensor.quant.scale for name in (*op.inputs, op.outputs[0]) if (tensor := graph.tensor(name)).quant]
-    return 3 if len(scales) == 3 and scales[0] * scales[1] / scales[2] >= MULTIPLIER_ABOVE_ONE else 2
+    return 3 if len(scales) == 3 and scales[0] * scales[1] / scales[2] >= 1 else 2
 
 
 def _read_softmax(source: Source) -> Attrs:
