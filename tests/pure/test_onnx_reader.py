@@ -446,3 +446,20 @@ def test_huge_constants_are_refused():
     net.node("Add", x, net.x)
     with pytest.raises(UnsupportedModelError, match="256 MiB"):
         onnx_reader.read(net.bytes())
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_mutated_files_are_read_or_refused():
+    """Changed bytes give a graph or an error of ours, never another exception."""
+    rng = np.random.default_rng(0)
+    files = [make().bytes() for make in WINDOWED.values()]
+    refused = 0
+    for _ in range(1500):
+        data = bytearray(files[rng.integers(len(files))])
+        for _ in range(rng.integers(1, 4)):
+            data[rng.integers(len(data))] = rng.integers(256)
+        try:
+            onnx_reader.read(bytes(data))
+        except UnsupportedModelError:
+            refused += 1
+    assert refused > 500

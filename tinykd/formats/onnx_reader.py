@@ -22,6 +22,8 @@ OPSETS = (13, 24)
 
 # What one constant may take when it is computed, bytes: a model's own are in the file.
 _FOLD_LIMIT = 1 << 28
+# What a handler runs into when a file contradicts itself.
+_CONTRADICTIONS = (ArithmeticError, AttributeError, IndexError, LookupError, TypeError, ValueError)
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
 _CHANNELS_FIRST = ("Conv", "ConvTranspose", "BatchNormalization", "MaxPool", "AveragePool", "GlobalAveragePool", "Pad")
 
@@ -126,16 +128,26 @@ class Reader:
         """Read every node; return the tensors of the graph's inputs and outputs."""
         inputs = tuple(self.input(item) for item in self.model.graph.input if item.name not in self.constants)
         for index, proto in enumerate(self.model.graph.node):
-            node = Node(self, proto, index)
-            if proto.op_type == "Shape" and proto.input[0] in self.values:
-                shape = np.array(self.values[proto.input[0]].shape, np.int64)
-                self.constants[proto.output[0]] = shape[node.attrs.get("start", 0) : node.attrs.get("end", len(shape))]
-            elif all(name in self.constants for name in proto.input if name):
-                self.fold(node)
-            else:
-                self.handle(node)
+            try:
+                self.read_node(Node(self, proto, index))
+            except _CONTRADICTIONS as error:
+                raise InvalidModelError(
+                    f"'{self.name}': node {index} ({proto.op_type}, '{proto.name}'): its inputs and attributes do not "
+                    f"go together ({type(error).__name__}: {error})"
+                ) from error
         outputs = tuple(self.output(item.name) for item in self.model.graph.output)
         return inputs, outputs
+
+    def read_node(self, node: Node) -> None:
+        """Compute a node's outputs where they are constants, else let its handler give them their values."""
+        proto = node.proto
+        if proto.op_type == "Shape" and proto.input[0] in self.values:
+            shape = np.array(self.values[proto.input[0]].shape, np.int64)
+            self.constants[proto.output[0]] = shape[node.attrs.get("start", 0) : node.attrs.get("end", len(shape))]
+        elif all(name in self.constants for name in proto.input if name):
+            self.fold(node)
+        else:
+            self.handle(node)
 
     def handle(self, node: Node) -> None:
         """Give the outputs of a node their values.

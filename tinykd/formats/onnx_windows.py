@@ -15,6 +15,7 @@ from tinykd.ir.ops import Padding, same_padding
 from tinykd.ir.resize import nearest_positions
 
 Pair = tuple[int, int]
+_LARGEST_SIDE = 1 << 16
 
 
 def read_map(node: Node, value: Value) -> tuple[str, Pair]:
@@ -281,8 +282,10 @@ def resize(node: Node) -> None:
     elif node.has(2):
         for axis, scale in zip(axes, node.constant(2).reshape(-1).tolist(), strict=True):
             sizes[axis], scales[axis] = math.floor(value.shape[axis] * scale), scale
-    if sizes[:2] != list(value.shape[:2]) or min(sizes) < 1:
-        raise node.refusal(f"resizes {list(value.shape)} to {sizes}; only height and width can change")
+    if sizes[:2] != list(value.shape[:2]) or min(sizes) < 1 or max(sizes) > _LARGEST_SIDE:
+        raise node.refusal(
+            f"resizes {list(value.shape)} to {sizes}; only height and width can change, to 65536 at most"
+        )
     wanted = [_nearest(node, value.shape[axis], sizes[axis], scales[axis]) for axis in (2, 3)]
     for align_corners, half_pixel in ((False, False), (False, True), (True, False)):
         found = [
