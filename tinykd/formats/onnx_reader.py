@@ -79,7 +79,8 @@ def read_quantised(source: Path | bytes, name: str = "") -> Graph:
     """
     from tinykd.formats.onnx_qdq import QdqReader
 
-    return QdqReader(load(source), title(source, name)).graph()
+    with broken_file(title(source, name)):
+        return QdqReader(load(source), title(source, name)).graph()
 
 
 class Reader:
