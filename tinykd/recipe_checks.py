@@ -178,6 +178,9 @@ def _check_netaug(recipe: Recipe) -> list[str]:
 
 def _check_values(recipe: Recipe) -> list[str]:
     faults: list[str] = []
+    # A complete recipe, as a run keeps it, spells the default out.
+    if recipe.export.search and recipe.export.method != type(recipe.export)().method:
+        faults.append("export.method: `search` finds the method of each activation; leave one of them out")
     teacher = recipe.teacher
     trainings = [("train", recipe.train)]
     if teacher is not None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinykd.commands.export import METHODS as OFFERED
-from tinykd.config import ExportConfig
+from tinykd.config import ExportConfig, load_recipe
 from tinykd.errors import ConfigError, DataError
 from tinykd.export import calibrate, float_reference, ranges
 from tinykd.export.ranges import MAX_BINS, METHODS, Histogram
@@ -282,6 +282,20 @@ def test_nonsense_is_refused():
     x[1, 2, 2, 0] = np.inf
     with pytest.raises(DataError, match="'x' is not finite"):
         calibrate.calibrate(graph, x)
+
+
+def test_a_recipe_names_a_method_or_searches(tmp_path):
+    """`search` beside a method is a contradiction; alone each is fine."""
+    assert load_recipe("smoke", ["export.method=entropy"]).export.method == "entropy"
+    searching = load_recipe("smoke", ["export.search=true", "export.equalize=true"])
+    assert searching.export.search
+    # What a run keeps is complete, and can be read again.
+    (tmp_path / "recipe.yaml").write_text(searching.to_yaml())
+    assert load_recipe(tmp_path / "recipe.yaml") == searching
+    with pytest.raises(ConfigError, match=r"export\.method: `search` finds the method"):
+        load_recipe("smoke", ["export.search=true", "export.method=minmax"])
+    with pytest.raises(ConfigError, match=r"export\.method"):
+        load_recipe("smoke", ["export.method=kl"])
 
 
 def test_one_list_of_methods():

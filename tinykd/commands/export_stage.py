@@ -118,6 +118,9 @@ def ensure_export(
     wishes = wishes or PtqWishes()
     qat = _use_qat(trained, recipe, qat, wishes)
     wanted_settings = {name: value for name, value in asdict(wishes).items() if value is not None}
+    if wishes.method is not None:
+        # Who names a method for all activations wants no search for each, whatever the recipe says.
+        wanted_settings.setdefault("search", False)
     options = ExportOptions(qat=qat, **{**recipe.export.model_dump(), **wanted_settings})
     wanted = {STUDENT, QAT_WEIGHTS} if qat else {STUDENT}
     inputs = {name: digest for name, digest in trained.outputs.items() if name in wanted or _EXIT.fullmatch(name)}
