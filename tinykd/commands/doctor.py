@@ -40,6 +40,8 @@ _PACKAGES = {
     "PIL": ("pillow", "train"),
     "tensorboard": ("tensorboard", "train"),
     "tflite_micro": ("tflite-micro", "oracle"),
+    "ai_edge_litert": ("ai-edge-litert", "crosscheck"),
+    "onnxruntime": ("onnxruntime", "crosscheck"),
     "platformio": ("platformio", "build"),
     "SCons": ("SCons", "build"),
     "unicorn": ("unicorn", "sim"),
@@ -50,13 +52,14 @@ _NEEDED_FOR = {
     "": "everything",
     "train": "train, export",
     "oracle": "verify",
+    "crosscheck": "verify: second opinions",
     "build": "build, flash",
     "sim": "bench --sim",
     "timm": "timm teachers",
 }
 
 # What a first import costs keeps these from being imported only to see whether they work.
-_SLOW_IMPORTS = {"mlxtend", "tensorboard", "timm"}
+_SLOW_IMPORTS = {"ai_edge_litert", "mlxtend", "onnxruntime", "tensorboard", "timm"}
 
 
 @dataclass(frozen=True)
