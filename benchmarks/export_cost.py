@@ -15,7 +15,9 @@ import numpy as np
 import torch
 
 from tinykd.export import convert
-from tinykd.formats import onnx_torch, onnx_writer, tflite_writer
+from tinykd.formats.onnx import torch as onnx_torch
+from tinykd.formats.onnx import writer as onnx_writer
+from tinykd.formats.tflite import writer as tflite_writer
 from tinykd.ir import graph_macs
 from tinykd.models import build_model
 from tinykd.plan import plan_for_tflm, tflm_offsets

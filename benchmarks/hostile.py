@@ -30,7 +30,7 @@ from hostile import onnx_bases, readers, watch  # noqa: E402
 from hostile.mutate import Base, tflite_base  # noqa: E402
 from tflite_cases import CASES  # noqa: E402
 
-from tinykd.formats import tflite_writer  # noqa: E402
+from tinykd.formats.tflite import writer as tflite_writer  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "hostile.json"
 PACKAGES = ("tinykd", "numpy", "flatbuffers", "tflite", "onnx")

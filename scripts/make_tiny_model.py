@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tinykd.formats import tflite_writer
+from tinykd.formats.tflite import writer as tflite_writer
 from tinykd.ir import Graph, Op, Quant, Tensor, verify
 
 

@@ -21,12 +21,12 @@ if str(ROOT) not in sys.path:
 
 from tinykd import kernels  # noqa: E402
 from tinykd.export import explain, float_reference, reference  # noqa: E402
-from tinykd.formats.onnx_handlers import HANDLERS, WAYS_OUT  # noqa: E402
-from tinykd.formats.onnx_reader import Node  # noqa: E402
-from tinykd.formats.tflite_codec import Codec, never  # noqa: E402
-from tinykd.formats.tflite_ops import CODECS  # noqa: E402
-from tinykd.formats.tflite_refusals import ADVICE_OF_BUILTIN  # noqa: E402
-from tinykd.formats.tflite_schema import BUILTIN_NAMES  # noqa: E402
+from tinykd.formats.onnx.handlers import HANDLERS, WAYS_OUT  # noqa: E402
+from tinykd.formats.onnx.reader import Node  # noqa: E402
+from tinykd.formats.tflite.codec import Codec, never  # noqa: E402
+from tinykd.formats.tflite.ops import CODECS  # noqa: E402
+from tinykd.formats.tflite.refusals import ADVICE_OF_BUILTIN  # noqa: E402
+from tinykd.formats.tflite.schema import BUILTIN_NAMES  # noqa: E402
 from tinykd.ir.ops import MANY, SPECS, OpSpec  # noqa: E402
 from tinykd.models import graph_ops  # noqa: E402
 

@@ -29,7 +29,8 @@ from tinykd.data import calibration, load_dataset
 from tinykd.export import convert, float_reference, oracle, parity, reference
 from tinykd.export.quantize import to_int8
 from tinykd.export.simulate import sqnr_db
-from tinykd.formats import onnx_torch, tflite
+from tinykd.formats import tflite
+from tinykd.formats.onnx import torch as onnx_torch
 from tinykd.ir import tensor_quant
 from tinykd.models.load import load_model
 

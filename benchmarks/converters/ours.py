@@ -29,7 +29,7 @@ def main() -> None:
     import numpy as np
 
     from tinykd.export import convert
-    from tinykd.formats import tflite_writer
+    from tinykd.formats.tflite import writer as tflite_writer
 
     onnx_file, data_file, out = (Path(argument) for argument in sys.argv[1:4])
     data = np.load(data_file)

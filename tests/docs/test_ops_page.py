@@ -33,7 +33,7 @@ def test_the_page_is_not_stale(script) -> None:  # type: ignore[no-untyped-def]
 
 def test_the_page_reads_the_registries_right(script) -> None:  # type: ignore[no-untyped-def]
     """Versions, nodes and restrictions come out of the code as a person reads them there."""
-    from tinykd.formats.onnx_handlers import HANDLERS
+    from tinykd.formats.onnx.handlers import HANDLERS
     from tinykd.ir.ops import SPECS
 
     rows = {line.split("`")[1]: line for line in script.page().splitlines() if line.startswith("| `")}

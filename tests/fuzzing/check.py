@@ -13,7 +13,8 @@ from fuzzing.record import Values
 from tinykd.export import parity, reference
 from tinykd.export.optimize import optimize
 from tinykd.export.passes import fold_pad, lower_padding, run_passes
-from tinykd.formats import tflite, tflite_writer
+from tinykd.formats import tflite
+from tinykd.formats.tflite import writer as tflite_writer
 from tinykd.ir import Graph, Op, difference, graph_macs
 
 SAMPLES = 5

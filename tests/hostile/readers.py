@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from tinykd.errors import InternalError
-from tinykd.formats import onnx_reader, tflite, tflite_file, tflite_writer
+from tinykd.formats import tflite
+from tinykd.formats.onnx import reader as onnx_reader
+from tinykd.formats.tflite import file as tflite_file
+from tinykd.formats.tflite import writer as tflite_writer
 from tinykd.ir import difference
 
 

@@ -281,7 +281,9 @@ def test_an_exit_exports_to_int8(name: str, tmp_path: Path) -> None:
     import numpy as np
 
     from tinykd.export import convert, reference
-    from tinykd.formats import onnx_torch, tflite, tflite_writer
+    from tinykd.formats import tflite
+    from tinykd.formats.onnx import torch as onnx_torch
+    from tinykd.formats.tflite import writer as tflite_writer
     from tinykd.ir import graph_macs
 
     model = student(name)

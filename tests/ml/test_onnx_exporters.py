@@ -20,7 +20,9 @@ from tinykd.models import build_model
 
 pytest.importorskip("onnx", reason="onnx is not installed")
 
-from tinykd.formats import onnx_reader, onnx_torch, tflite_writer
+from tinykd.formats.onnx import reader as onnx_reader
+from tinykd.formats.onnx import torch as onnx_torch
+from tinykd.formats.tflite import writer as tflite_writer
 
 EXPORTERS = [
     "torchscript",

@@ -32,7 +32,8 @@ from tinykd.distill.kd import kd_loss
 from tinykd.errors import ArtifactError, ConfigError, UnsupportedModelError
 from tinykd.export import calibrate, convert, float_reference, quantize, reference
 from tinykd.export.ptq import PtqOptions
-from tinykd.formats import tflite, tflite_writer
+from tinykd.formats import tflite
+from tinykd.formats.tflite import writer as tflite_writer
 from tinykd.ir import Graph, Op, Quant, Tensor, verify
 from tinykd.ir.affine import activation_quant, affine_parameters
 from tinykd.models import build_model
@@ -209,7 +210,7 @@ def test_untrained_student_exports_to_the_bytes_of_ptq() -> None:
     lowered = lower_student(student, spec, images)
     rounding = QuantStudent(lowered)
     ours = quantize.quantize(rounding.float_graph(), rounding.named_ranges(), lowered.input_quant)
-    float_onnx = __import__("tinykd.formats.onnx_torch", fromlist=["x"]).export_torch(student, (3, 32, 32))
+    float_onnx = __import__("tinykd.formats.onnx.torch", fromlist=["x"]).export_torch(student, (3, 32, 32))
     plain = PtqOptions("minmax", bias_correction=False)
     _, theirs = convert.convert(float_onnx, images, NORMALIZATION, name=spec.model, options=plain)
     assert tflite_writer.write(ours) == tflite_writer.write(theirs)

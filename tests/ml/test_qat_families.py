@@ -9,7 +9,7 @@ from tinykd.commands.lowering import lower_student
 from tinykd.export import calibrate, convert, float_reference, parity, quantize, reference
 from tinykd.export.oracle import is_available
 from tinykd.export.passes import run_passes
-from tinykd.formats import tflite_writer
+from tinykd.formats.tflite import writer as tflite_writer
 from tinykd.ir import Quant
 from tinykd.ir.affine import activation_quant
 from tinykd.models.load import ModelSpec
@@ -18,7 +18,7 @@ from tinykd.models.quant_student import Lowered, QuantStudent
 pytest.importorskip("onnx", reason="onnx is not installed")
 from onnxnet import OnnxNet
 
-from tinykd.formats import onnx_reader
+from tinykd.formats.onnx import reader as onnx_reader
 
 INPUT = Quant.per_tensor(0.05, 3)
 FAMILIES = {

@@ -19,7 +19,7 @@ from torch import nn
 from tinykd.config import RegularizeConfig, TrainConfig, load_recipe
 from tinykd.distill.base import LabelLoss, ModelView
 from tinykd.errors import ConfigError
-from tinykd.formats.onnx_torch import export_torch
+from tinykd.formats.onnx.torch import export_torch
 from tinykd.models import build_model
 from tinykd.models.load import load_model
 from tinykd.models.regularize import (

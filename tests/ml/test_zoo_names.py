@@ -14,7 +14,8 @@ from tinykd.artifact import read_manifest
 from tinykd.config import load_recipe
 from tinykd.errors import ConfigError
 from tinykd.export import convert, float_reference, oracle, parity, reference
-from tinykd.formats import onnx_torch, tflite_writer
+from tinykd.formats.onnx import torch as onnx_torch
+from tinykd.formats.tflite import writer as tflite_writer
 from tinykd.models import MODELS, build_model, find_entry, model_names
 from tinykd.models.backbone import Backbone
 from tinykd.models.load import load_model

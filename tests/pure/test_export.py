@@ -147,7 +147,7 @@ def test_flattened_maps_reach_the_dense_layer_in_order():
 @pytest.mark.parametrize("method", METHODS)
 def test_quantised_student_equals_tflite_micro(method):
     """The int8 student is close to the float one and equals TFLite Micro on every activation."""
-    from tinykd.formats import tflite_writer
+    from tinykd.formats.tflite import writer as tflite_writer
 
     net, images = _student(), _images(64)
     float_graph, graph = convert.convert(net.bytes(), images, NORMALIZATION, name="student", options=PtqOptions(method))
@@ -174,7 +174,7 @@ def test_qdq_onnx_holds_the_same_integers():
     """The QDQ ONNX model carries the scales and integers of the int8 graph and computes nearly the same."""
     from onnx.reference import ReferenceEvaluator
 
-    from tinykd.formats import onnx_writer
+    from tinykd.formats.onnx import writer as onnx_writer
 
     net, images = _student(), _images(8)
     _, graph = convert.convert(net.bytes(), images, NORMALIZATION, name="student")

@@ -19,7 +19,7 @@ from fuzzing.record import Failure, dumps, graph_from_dict, graph_to_dict, loads
 from graphs import Builder, needs_oracle, random_network
 
 from tinykd.export import reference
-from tinykd.formats import tflite_writer
+from tinykd.formats.tflite import writer as tflite_writer
 from tinykd.ir import Graph, Op, Quant, Tensor, difference
 
 SEED = 4

@@ -8,7 +8,7 @@ from hostile import onnx_bases, readers, traps, watch
 from hostile.mutate import MUTATIONS, mutate, tflite_base
 from tflite_cases import CASES
 
-from tinykd.formats import tflite_writer
+from tinykd.formats.tflite import writer as tflite_writer
 
 
 def op_bases():

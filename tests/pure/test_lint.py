@@ -20,7 +20,9 @@ from tinykd.commands.target import Target, resolve_target
 from tinykd.errors import ConfigError, DoesNotFitError, InvalidModelError
 from tinykd.export import parity
 from tinykd.export.passes.remove_channels import remove_channels
-from tinykd.formats import tflite, tflite_file, tflite_writer
+from tinykd.formats import tflite
+from tinykd.formats.tflite import file as tflite_file
+from tinykd.formats.tflite import writer as tflite_writer
 from tinykd.ir import Graph, Quant, graph_macs, op_macs
 from tinykd.lint import RULES, SEVERITIES, Finding, Model, check, chosen
 from tinykd.lint.manual import manual

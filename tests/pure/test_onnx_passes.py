@@ -11,7 +11,7 @@ from tinykd.ir.affine import activation_quant
 pytest.importorskip("onnx", reason="onnx is not installed")
 from onnxnet import OnnxNet
 
-from tinykd.formats import onnx_reader
+from tinykd.formats.onnx import reader as onnx_reader
 
 
 def lowered(net):

@@ -16,7 +16,8 @@ from onnx import numpy_helper  # noqa: E402
 from onnx.reference import ReferenceEvaluator  # noqa: E402
 from onnxnet import OnnxNet  # noqa: E402
 
-from tinykd.formats import onnx_reader, onnx_writer  # noqa: E402
+from tinykd.formats.onnx import reader as onnx_reader  # noqa: E402
+from tinykd.formats.onnx import writer as onnx_writer  # noqa: E402
 
 _MOVES = ("reshape", "transpose")
 _MAY_DO_NOTHING = ("pad", "strided_slice", "quantize")
@@ -383,3 +384,11 @@ def test_what_is_left_in_float_is_refused(case):
     make(net)
     with pytest.raises(UnsupportedModelError, match=message):
         onnx_reader.read_quantised(net.bytes())
+
+
+def test_a_resize_that_onnx_cannot_say_is_refused():
+    """Aligned corners and half-pixel centres at once: no coordinate mode of ONNX computes those positions."""
+    builder = Builder(np.random.default_rng(0), (1, 4, 5, 2))
+    builder.resize((6, 14), align_corners=True, half_pixel_centers=True)
+    with pytest.raises(UnsupportedModelError, match="aligned corners and half-pixel centres"):
+        onnx_writer.write_qdq(builder.graph())

@@ -12,7 +12,7 @@ from tinykd.export.passes import run_passes
 onnx = pytest.importorskip("onnx", reason="onnx is not installed")
 from onnxnet import OnnxNet  # noqa: E402
 
-from tinykd.formats import onnx_reader  # noqa: E402
+from tinykd.formats.onnx import reader as onnx_reader  # noqa: E402
 
 MAP = (1, 6, 5, 4)
 

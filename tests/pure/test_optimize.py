@@ -16,7 +16,8 @@ from tinykd.export import optimize as optimize_module
 from tinykd.export import oracle
 from tinykd.export.passes import INT8_PASSES, float_edges_to_host, lower_padding
 from tinykd.export.proof import prove, proving_inputs
-from tinykd.formats import tflite, tflite_writer
+from tinykd.formats import tflite
+from tinykd.formats.tflite import writer as tflite_writer
 from tinykd.ir import Op, Quant, Tensor, graph_macs, verify
 
 KEYS = {"model", "model_sha256", "output", "output_sha256", "unchanged", "before", "after", "passes", "oracle"}

@@ -10,7 +10,7 @@ from planted import edit, planted, run_all, silence, unread
 from tinykd.export.passes.remove_channels import kept_channels, remove_channels
 from tinykd.export.passes.value_ranges import value_ranges
 from tinykd.export.proof import prove, proving_inputs
-from tinykd.formats import tflite_writer
+from tinykd.formats.tflite import writer as tflite_writer
 from tinykd.ir import Graph, Op, Quant, Tensor, graph_macs, verify
 
 SEEDS = st.integers(0, 10_000)

@@ -14,7 +14,7 @@ from tinykd.export import reference
 from tinykd.export.optimize import optimize
 from tinykd.export.passes.value_ranges import value_ranges
 from tinykd.export.proof import proving_inputs
-from tinykd.formats import tflite_writer
+from tinykd.formats.tflite import writer as tflite_writer
 from tinykd.ir import Graph, verify
 
 WEIGHTED = ("conv_2d", "depthwise_conv_2d", "transpose_conv", "fully_connected")

@@ -11,7 +11,8 @@ from opmix import joins
 
 from tinykd.errors import InternalError
 from tinykd.export import oracle, reference
-from tinykd.formats import tflite, tflite_writer
+from tinykd.formats import tflite
+from tinykd.formats.tflite import writer as tflite_writer
 from tinykd.ir import Graph, MemoryPlan, Op, Quant, Tensor, verify
 from tinykd.kernels import planned_calls
 from tinykd.plan import chart, check, plan_for_tflm, plan_graph, tflm_offsets

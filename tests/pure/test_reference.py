@@ -9,7 +9,8 @@ from graphs import Builder, needs_oracle, needs_public_models, public_models, ra
 
 from tinykd.errors import InternalError, UnsupportedModelError
 from tinykd.export import oracle, parity, reference
-from tinykd.formats import tflite, tflite_writer
+from tinykd.formats import tflite
+from tinykd.formats.tflite import writer as tflite_writer
 
 
 def _assert_equal(builder, count=6):

@@ -5,7 +5,7 @@ import pytest
 from graphs import Builder, needs_oracle
 
 from tinykd.export import parity, reference
-from tinykd.formats import tflite_writer
+from tinykd.formats.tflite import writer as tflite_writer
 from tinykd.ir import Graph, Op, Quant, Tensor, verify
 
 MAP = (1, 9, 8, 4)

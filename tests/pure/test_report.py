@@ -15,7 +15,7 @@ import pytest
 from tinykd.artifact import Manifest, draft_artifact, sha256_file, write_json
 from tinykd.commands.report import write_report
 from tinykd.errors import ArtifactError, ConfigError
-from tinykd.formats import tflite_writer
+from tinykd.formats.tflite import writer as tflite_writer
 from tinykd.ir import Graph, Op, Quant, Tensor, op_macs, same_padding, verify
 from tinykd.plan import plan_graph
 from tinykd.report import charts, collect_records, render, render_page

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tinykd.errors import InternalError, InvalidModelError
 from tinykd.export import oracle, reference
-from tinykd.formats import tflite_writer
+from tinykd.formats.tflite import writer as tflite_writer
 from tinykd.ir import Graph, Op, Quant, Tensor
 from tinykd.ir.lookup import has_table, table
 from tinykd.ir.requant import activation_range, check_defined

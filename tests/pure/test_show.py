@@ -17,7 +17,8 @@ from graphs import Builder, needs_public_models, public_models, random_network
 
 from tinykd.commands.show import command
 from tinykd.errors import ConfigError
-from tinykd.formats import tflite, tflite_writer
+from tinykd.formats import tflite
+from tinykd.formats.tflite import writer as tflite_writer
 from tinykd.ir import Graph, graph_macs
 from tinykd.plan import plan_graph
 from tinykd.report import graph_details, graph_svg, graph_table

@@ -8,7 +8,8 @@ from tflite_files import with_builtin, with_type
 
 from tinykd.errors import ConfigError, InvalidModelError, TinykdError, UnsupportedModelError
 from tinykd.export import oracle
-from tinykd.formats import tflite, tflite_writer
+from tinykd.formats import tflite
+from tinykd.formats.tflite import writer as tflite_writer
 from tinykd.ir import difference
 
 

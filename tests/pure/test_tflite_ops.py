@@ -6,10 +6,11 @@ from graphs import needs_oracle
 from tflite_cases import CASES, values
 
 from tinykd.export import oracle
-from tinykd.formats import tflite, tflite_writer
-from tinykd.formats.tflite_codec import never
-from tinykd.formats.tflite_ops import CODECS, codec_of
-from tinykd.formats.tflite_schema import OPTION_CODES
+from tinykd.formats import tflite
+from tinykd.formats.tflite import writer as tflite_writer
+from tinykd.formats.tflite.codec import never
+from tinykd.formats.tflite.ops import CODECS, codec_of
+from tinykd.formats.tflite.schema import OPTION_CODES
 from tinykd.ir import SPECS, difference
 
 

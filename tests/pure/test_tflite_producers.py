@@ -11,7 +11,9 @@ from tflite_files import B, FileOp, FileTensor, W, X, dense, one, refusal, shape
 
 from tinykd.errors import InternalError, InvalidModelError, UnsupportedModelError
 from tinykd.export import oracle
-from tinykd.formats import tflite, tflite_file, tflite_writer
+from tinykd.formats import tflite
+from tinykd.formats.tflite import file as tflite_file
+from tinykd.formats.tflite import writer as tflite_writer
 from tinykd.ir import difference, verify
 
 RNG = np.random.default_rng(3)

@@ -7,9 +7,11 @@ from tflite_files import B, FileOp, FileTensor, W, X, dense, one, refusal, shape
 
 from tinykd.errors import InvalidModelError, UnsupportedModelError
 from tinykd.export import oracle
-from tinykd.formats import tflite, tflite_reader, tflite_rules
-from tinykd.formats.tflite_refusals import builtin_advice
-from tinykd.formats.tflite_schema import BUILTIN_NAMES
+from tinykd.formats import tflite
+from tinykd.formats.tflite import reader as tflite_reader
+from tinykd.formats.tflite import rules as tflite_rules
+from tinykd.formats.tflite.refusals import builtin_advice
+from tinykd.formats.tflite.schema import BUILTIN_NAMES
 
 FLOAT = {"scales": (), "zeros": ()}
 CONV_X = FileTensor("x", (1, 4, 4, 4))

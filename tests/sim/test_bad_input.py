@@ -12,7 +12,7 @@ from commandline import tinykd
 from graphs import Builder
 from tflite_files import with_builtin, with_type
 
-from tinykd.formats import tflite_writer
+from tinykd.formats.tflite import writer as tflite_writer
 
 
 def _model(size=8, channels=4) -> bytes:

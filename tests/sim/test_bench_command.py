@@ -11,7 +11,7 @@ from sim.fakeboard import needs_arm_gcc, needs_unicorn
 from tinykd.artifact import read_manifest
 from tinykd.commands.bench import command
 from tinykd.errors import ConfigError, DeviceError, ParityError
-from tinykd.formats import tflite_writer
+from tinykd.formats.tflite import writer as tflite_writer
 
 pytestmark = [needs_unicorn, needs_arm_gcc]
 KEYS = {"board", "transport", "engine", "samples", "top1", "top1_host", "agree", "outputs_equal", "macs", "per_op"}

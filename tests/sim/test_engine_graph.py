@@ -8,7 +8,7 @@ from graphs import Builder, needs_oracle
 from sim.fakeboard import needs_arm_gcc, needs_unicorn
 from sim.test_bench_command import bench
 
-from tinykd.formats import tflite_writer
+from tinykd.formats.tflite import writer as tflite_writer
 from tinykd.ir import Op, Tensor, verify
 
 pytestmark = [needs_unicorn, needs_arm_gcc]

@@ -17,7 +17,7 @@ from tinykd.commands.bench import command
 from tinykd.commands.pipeline import ensure_build, ensure_plan
 from tinykd.commands.target import resolve_target
 from tinykd.export import reference
-from tinykd.formats import tflite_writer
+from tinykd.formats.tflite import writer as tflite_writer
 from tinykd.plan.footprint import predict
 from tinykd.run.activations import DeviceJudge
 from tinykd.run.session import open_session

@@ -18,7 +18,7 @@ from tinykd.commands.target import resolve_target
 from tinykd.commands.verify import command
 from tinykd.errors import UnsupportedModelError
 from tinykd.export import parity
-from tinykd.formats import tflite_writer
+from tinykd.formats.tflite import writer as tflite_writer
 from tinykd.ir import MemoryPlan
 from tinykd.run.activations import DeviceJudge
 from tinykd.run.session import open_session

@@ -12,7 +12,8 @@ from hostmodel import HostModel, run_sanitized
 
 from tinykd.errors import UnsupportedModelError
 from tinykd.export import oracle, reference
-from tinykd.formats import tflite, tflite_writer
+from tinykd.formats import tflite
+from tinykd.formats.tflite import writer as tflite_writer
 from tinykd.ir import Graph, Quant
 from tinykd.resources import find_resource
 

@@ -36,7 +36,8 @@ def write_network(graph: Graph, float_onnx: bytes | None, folder: Path, stem: st
         ParityError: the written model differs from TFLite Micro: a bug of tinykd's.
     """
     from tinykd.export import oracle, parity
-    from tinykd.formats import onnx_writer, tflite_writer
+    from tinykd.formats.onnx import writer as onnx_writer
+    from tinykd.formats.tflite import writer as tflite_writer
     from tinykd.ir import graph_macs
     from tinykd.plan import plan_for_tflm, tflm_offsets
 

@@ -134,7 +134,7 @@ def _export(
 
 def _is_quantised(data: bytes) -> bool:
     """Whether an ONNX model has scales of its own."""
-    from tinykd.formats import onnx_reader
+    from tinykd.formats.onnx import reader as onnx_reader
 
     return any(node.op_type == "DequantizeLinear" for node in onnx_reader.load(data).graph.node)
 
@@ -142,7 +142,7 @@ def _is_quantised(data: bytes) -> bool:
 def _write_quantised(data: bytes, name: str, folder: Path) -> dict[str, Any]:
     """Write what a QDQ model says; return its part of the results."""
     from tinykd.export import parity
-    from tinykd.formats import onnx_reader
+    from tinykd.formats.onnx import reader as onnx_reader
 
     graph = onnx_reader.read_quantised(data, name)
     written = write_network(graph, None, folder, STEM, parity.test_inputs(graph, 8, 0))

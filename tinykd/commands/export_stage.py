@@ -204,7 +204,7 @@ def _export_network(
     from tinykd.data import calibration
     from tinykd.export import convert, float_reference, ptq, quantize, reference
     from tinykd.export.simulate import sqnr_db
-    from tinykd.formats import onnx_torch
+    from tinykd.formats.onnx import torch as onnx_torch
     from tinykd.ir import tensor_quant
 
     spec, test = network.spec, dataset.test

@@ -94,7 +94,8 @@ def model_to_lint(target: Target) -> Model:
     from tinykd.export import oracle
     from tinykd.export.passes.remove_channels import kept_channels
     from tinykd.export.passes.value_ranges import value_ranges
-    from tinykd.formats import tflite_file, tflite_writer
+    from tinykd.formats.tflite import file as tflite_file
+    from tinykd.formats.tflite import writer as tflite_writer
     from tinykd.ir import Graph, Op
     from tinykd.kernels import KERNELS, select
     from tinykd.lint import Model, Prices

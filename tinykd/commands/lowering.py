@@ -25,7 +25,7 @@ def lower_student(model: nn.Module, spec: ModelSpec, images: np.ndarray) -> Lowe
         UnsupportedModelError: the student has a node or a structure that has no int8 form.
     """
     from tinykd.export import calibrate, convert
-    from tinykd.formats import onnx_torch
+    from tinykd.formats.onnx import torch as onnx_torch
     from tinykd.models.quant_student import Lowered
 
     shape = (spec.in_channels, spec.resolution, spec.resolution)

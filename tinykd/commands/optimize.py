@@ -59,7 +59,8 @@ def make_smaller(model: bytes, name: str, samples: int, seed: int, int8_edges: b
     from tinykd.export.optimize import optimize
     from tinykd.export.passes import float_edges_to_host
     from tinykd.export.proof import prove, proving_inputs
-    from tinykd.formats import tflite, tflite_writer
+    from tinykd.formats import tflite
+    from tinykd.formats.tflite import writer as tflite_writer
     from tinykd.ir import verify
     from tinykd.plan import plan_for_tflm, tflm_offsets
 

@@ -83,7 +83,7 @@ def make_plan(target: Target, graph: Graph, board: Board) -> tuple[MemoryPlan, d
 def _tflm_arenas(graph: Graph, plan: MemoryPlan) -> dict[str, int | None]:
     """Measure what unmodified TFLite Micro allocates on this host, with our plan and with its own."""
     from tinykd.export import oracle
-    from tinykd.formats import tflite_writer
+    from tinykd.formats.tflite import writer as tflite_writer
     from tinykd.plan import tflm_offsets
 
     if not oracle.is_available():
@@ -146,7 +146,7 @@ def host_outputs(target: Target, x: np.ndarray) -> tuple[np.ndarray, str]:
     """
     from tinykd.export import oracle, reference
     from tinykd.export.passes import float_edges_to_host
-    from tinykd.formats import tflite_writer
+    from tinykd.formats.tflite import writer as tflite_writer
 
     graph = target.graph()
     inner = float_edges_to_host(graph)

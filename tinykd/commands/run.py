@@ -114,7 +114,7 @@ def _require_student_fits(recipe: Recipe, board: Board) -> None:
     from tinykd.commands.pipeline import require_fit
     from tinykd.data import load_dataset
     from tinykd.export import convert
-    from tinykd.formats import onnx_torch
+    from tinykd.formats.onnx import torch as onnx_torch
     from tinykd.models import build_model
     from tinykd.plan import plan_graph
     from tinykd.plan.summary import summarize

@@ -8,7 +8,7 @@ import numpy as np
 
 from tinykd.export.passes import run_passes
 from tinykd.export.ptq import PtqOptions, quantise_trained
-from tinykd.formats import onnx_reader
+from tinykd.formats.onnx import reader as onnx_reader
 from tinykd.ir import Graph, Quant
 
 PIXEL_OFFSET = 128

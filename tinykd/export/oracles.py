@@ -14,7 +14,10 @@ import numpy as np
 
 from tinykd.errors import ToolchainError, UnsupportedModelError
 from tinykd.export import oracle
-from tinykd.formats import onnx_outputs, onnx_writer, tflite_file, tflite_writer
+from tinykd.formats.onnx import outputs as onnx_outputs
+from tinykd.formats.onnx import writer as onnx_writer
+from tinykd.formats.tflite import file as tflite_file
+from tinykd.formats.tflite import writer as tflite_writer
 from tinykd.ir import Graph, Op
 
 Values = dict[str, np.ndarray]

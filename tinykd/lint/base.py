@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
-from tinykd.formats.tflite_file import TfliteFile
+from tinykd.formats.tflite.file import TfliteFile
 from tinykd.ir import Graph, Op, op_macs
 
 ERROR, WARNING, NOTE = "error", "warning", "note"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tinykd.formats.tflite_ops import codec_of
+from tinykd.formats.tflite.ops import codec_of
 from tinykd.lint.base import ERROR, NOTE, WARNING, Finding, Model, Rule
 
 SPARE_BYTES = 256

@@ -8,7 +8,7 @@ import numpy as np
 
 from tinykd.errors import UnsupportedModelError
 from tinykd.export.windows import window_counts
-from tinykd.formats.tflite_writer import is_expressible
+from tinykd.formats.tflite.writer import is_expressible
 from tinykd.ir import Graph, Op, Tensor, op_label, spatial_paddings
 from tinykd.ir.requant import QMIN
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tinykd.export.passes.fold_pad import fold_pad
-from tinykd.formats.tflite_writer import is_expressible
+from tinykd.formats.tflite.writer import is_expressible
 from tinykd.ir import Graph, Op
 
 

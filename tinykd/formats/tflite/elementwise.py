@@ -8,9 +8,9 @@ from typing import Any
 
 import tflite
 
-from tinykd.formats.tflite_codec import Attrs, Codec
-from tinykd.formats.tflite_schema import CODE_OF_ACTIVATION
-from tinykd.formats.tflite_source import Source
+from tinykd.formats.tflite.codec import Attrs, Codec
+from tinykd.formats.tflite.schema import CODE_OF_ACTIVATION
+from tinykd.formats.tflite.source import Source
 from tinykd.ir import Graph, Op
 
 _BUILTIN = tflite.BuiltinOperator

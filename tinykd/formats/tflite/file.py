@@ -10,7 +10,7 @@ import tflite
 
 from tinykd.errors import InvalidModelError
 from tinykd.formats.guard import broken_file
-from tinykd.formats.tflite_schema import BUILTIN_NAMES, OFFLINE_PLAN, unique_names
+from tinykd.formats.tflite.schema import BUILTIN_NAMES, OFFLINE_PLAN, unique_names
 
 
 @dataclass(frozen=True)

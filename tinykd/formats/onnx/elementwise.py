@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from tinykd.formats.onnx_layout import Value
-from tinykd.formats.onnx_reader import Node
+from tinykd.formats.onnx.layout import Value
+from tinykd.formats.onnx.reader import Node
 
 Operand = Value | np.ndarray
 HARD_SIGMOID_RAMP = "/hard sigmoid times 6"

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from tinykd.errors import InternalError
-from tinykd.formats import tflite_conv, tflite_elementwise, tflite_layout
-from tinykd.formats.tflite_codec import Codec
+from tinykd.formats.tflite import conv as tflite_conv
+from tinykd.formats.tflite import elementwise as tflite_elementwise
+from tinykd.formats.tflite import layout as tflite_layout
+from tinykd.formats.tflite.codec import Codec
 from tinykd.ir import Graph, Op
 
 CODECS: tuple[Codec, ...] = (*tflite_conv.CODECS, *tflite_elementwise.CODECS, *tflite_layout.CODECS)

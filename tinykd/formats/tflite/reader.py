@@ -10,13 +10,13 @@ import numpy as np
 import tflite
 
 from tinykd.errors import InvalidModelError, UnsupportedModelError
-from tinykd.formats.tflite_codec import Codec
-from tinykd.formats.tflite_fold import fold
-from tinykd.formats.tflite_ops import CODEC_OF_BUILTIN
-from tinykd.formats.tflite_refusals import builtin_advice, dynamic_advice
-from tinykd.formats.tflite_rules import check_op, check_size, check_tensor, check_type
-from tinykd.formats.tflite_schema import BUILTIN_NAMES, TYPE_NAMES, unique_names
-from tinykd.formats.tflite_source import RawTensor, Source
+from tinykd.formats.tflite.codec import Codec
+from tinykd.formats.tflite.fold import fold
+from tinykd.formats.tflite.ops import CODEC_OF_BUILTIN
+from tinykd.formats.tflite.refusals import builtin_advice, dynamic_advice
+from tinykd.formats.tflite.rules import check_op, check_size, check_tensor, check_type
+from tinykd.formats.tflite.schema import BUILTIN_NAMES, TYPE_NAMES, unique_names
+from tinykd.formats.tflite.source import RawTensor, Source
 from tinykd.ir import DTYPES, Graph, Op, Quant, Tensor, verify
 
 MAX_OPS = 1 << 14

@@ -11,8 +11,8 @@ from types import MappingProxyType
 import numpy as np
 import tflite
 
-from tinykd.formats.tflite_layout import read_strided_slice
-from tinykd.formats.tflite_source import Source
+from tinykd.formats.tflite.layout import read_strided_slice
+from tinykd.formats.tflite.source import Source
 
 MAX_VALUES = 64
 """Shapes are short: whatever is longer is data, and not folded."""

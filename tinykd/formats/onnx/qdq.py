@@ -16,8 +16,8 @@ import numpy as np
 import onnx
 
 from tinykd.errors import UnsupportedModelError
-from tinykd.formats.onnx_elementwise import HARD_SIGMOID_RAMP
-from tinykd.formats.onnx_reader import Node, Reader
+from tinykd.formats.onnx.elementwise import HARD_SIGMOID_RAMP
+from tinykd.formats.onnx.reader import Node, Reader
 from tinykd.ir import Graph, Op, Quant, Tensor, verify
 from tinykd.ir.affine import FIXED_OUTPUTS, OUTPUT_CHANNEL_AXIS, QUANT_KEEPERS, QUANT_SHARERS, activation_quant
 from tinykd.ir.requant import QMAX, QMIN
@@ -55,7 +55,7 @@ class QdqReader(Reader):
         """Return the verified int8 graph; its edges are int8 as well.
 
         Raises:
-            InvalidModelError, UnsupportedModelError: see `tinykd.formats.onnx_reader.read_quantised`.
+            InvalidModelError, UnsupportedModelError: see `tinykd.formats.onnx.reader.read_quantised`.
         """
         inputs, outputs = self.walk()
         mixed = Graph(self.name, self.tensors, tuple(self.ops), inputs, outputs)

@@ -8,9 +8,9 @@ from typing import Any
 import tflite
 
 from tinykd.errors import InternalError
-from tinykd.formats.tflite_codec import INT8, INT16, INT32, Attrs, Codec, int32
-from tinykd.formats.tflite_schema import CODE_OF_ACTIVATION
-from tinykd.formats.tflite_source import Source
+from tinykd.formats.tflite.codec import INT8, INT16, INT32, Attrs, Codec, int32
+from tinykd.formats.tflite.schema import CODE_OF_ACTIVATION
+from tinykd.formats.tflite.source import Source
 from tinykd.ir import Graph, Op, Tensor, same_padding
 
 Padding = tuple[int, int, int, int]

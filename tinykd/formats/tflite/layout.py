@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import tflite
 
-from tinykd.formats.tflite_codec import INT32, Attrs, Codec, int32, never
-from tinykd.formats.tflite_source import Source
+from tinykd.formats.tflite.codec import INT32, Attrs, Codec, int32, never
+from tinykd.formats.tflite.source import Source
 from tinykd.ir import Graph, Op, Tensor
 
 _BUILTIN = tflite.BuiltinOperator

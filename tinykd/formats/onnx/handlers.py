@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-from tinykd.formats import onnx_elementwise as elementwise
-from tinykd.formats import onnx_shaping as shaping
-from tinykd.formats import onnx_windows as windows
-from tinykd.formats.onnx_reader import Node
+from tinykd.formats.onnx import elementwise as elementwise
+from tinykd.formats.onnx import shaping as shaping
+from tinykd.formats.onnx import windows as windows
+from tinykd.formats.onnx.reader import Node
 
 HANDLERS: Mapping[str, Callable[[Node], None]] = MappingProxyType(
     {

@@ -14,7 +14,7 @@ from onnx.reference import ReferenceEvaluator
 
 from tinykd.errors import InvalidModelError, UnsupportedModelError
 from tinykd.formats.guard import broken_file
-from tinykd.formats.onnx_layout import Value, channels_last, reshaped, runs, value_of
+from tinykd.formats.onnx.layout import Value, channels_last, reshaped, runs, value_of
 from tinykd.ir import Graph, Op, Quant, Tensor, verify
 
 OPSETS = (13, 24)
@@ -71,13 +71,13 @@ def title(source: Path | bytes, name: str) -> str:
 
 
 def read_quantised(source: Path | bytes, name: str = "") -> Graph:
-    """Read an ONNX model with QuantizeLinear and DequantizeLinear pairs as an int8 graph (`tinykd.formats.onnx_qdq`).
+    """Read an ONNX model with QuantizeLinear and DequantizeLinear pairs as an int8 graph (`tinykd.formats.onnx.qdq`).
 
     Raises:
         InvalidModelError: not an ONNX model.
         UnsupportedModelError: a node that is not supported, or that is left in float; it is named.
     """
-    from tinykd.formats.onnx_qdq import QdqReader
+    from tinykd.formats.onnx.qdq import QdqReader
 
     with broken_file(title(source, name)):
         return QdqReader(load(source), title(source, name)).graph()
@@ -157,7 +157,7 @@ class Reader:
             UnsupportedModelError: no handler, or the handler refuses it.
         """
         # The handlers are written with `Node`, which is defined here.
-        from tinykd.formats.onnx_handlers import HANDLERS, WAYS_OUT
+        from tinykd.formats.onnx.handlers import HANDLERS, WAYS_OUT
 
         kind = node.proto.op_type
         if node.proto.domain not in ("", "ai.onnx") or kind not in HANDLERS:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from tinykd.errors import ConfigError, InvalidModelError, UnsupportedModelError
 from tinykd.formats.guard import broken_file
-from tinykd.formats.tflite_reader import Reader
-from tinykd.formats.tflite_schema import FILE_IDENTIFIER
+from tinykd.formats.tflite.reader import Reader
+from tinykd.formats.tflite.schema import FILE_IDENTIFIER
 from tinykd.ir import Graph
 
 MAX_FILE_BYTES = 1 << 27

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from tinykd.formats.onnx_layout import Value, channels_last
-from tinykd.formats.onnx_reader import Node
+from tinykd.formats.onnx.layout import Value, channels_last
+from tinykd.formats.onnx.reader import Node
 from tinykd.ir import conv_output_size, spatial_paddings
 from tinykd.ir.ops import Padding, same_padding
 from tinykd.ir.resize import nearest_positions

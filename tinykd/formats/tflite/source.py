@@ -10,12 +10,12 @@ import numpy as np
 import tflite
 
 from tinykd.errors import InvalidModelError, UnsupportedModelError
-from tinykd.formats.tflite_refusals import activation_advice
-from tinykd.formats.tflite_schema import ACTIVATION_NAMES, ACTIVATION_OF_CODE, OPTION_CODES
+from tinykd.formats.tflite.refusals import activation_advice
+from tinykd.formats.tflite.schema import ACTIVATION_NAMES, ACTIVATION_OF_CODE, OPTION_CODES
 from tinykd.ir import Quant
 
 if TYPE_CHECKING:
-    from tinykd.formats.tflite_reader import Reader
+    from tinykd.formats.tflite.reader import Reader
 
 
 @dataclass(frozen=True)

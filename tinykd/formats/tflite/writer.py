@@ -10,11 +10,11 @@ import numpy as np
 import tflite
 
 from tinykd.errors import InternalError
-from tinykd.formats.tflite_codec import Codec
-from tinykd.formats.tflite_conv import padding_code
-from tinykd.formats.tflite_ops import codec_of
-from tinykd.formats.tflite_rules import beyond_limits
-from tinykd.formats.tflite_schema import (
+from tinykd.formats.tflite.codec import Codec
+from tinykd.formats.tflite.conv import padding_code
+from tinykd.formats.tflite.ops import codec_of
+from tinykd.formats.tflite.rules import beyond_limits
+from tinykd.formats.tflite.schema import (
     FILE_IDENTIFIER,
     LAST_OLD_CODE,
     OFFLINE_PLAN,

@@ -11,7 +11,7 @@ import numpy as np
 from tinykd.ir import Graph, Op, Tensor
 
 if TYPE_CHECKING:
-    from tinykd.formats.tflite_source import Source
+    from tinykd.formats.tflite.source import Source
 
 Names = tuple[str, ...]
 Attrs = dict[str, Any]

@@ -10,9 +10,9 @@ import math
 from typing import NoReturn
 
 from tinykd.errors import InvalidModelError, UnsupportedModelError
-from tinykd.formats.tflite_codec import Codec, Types
-from tinykd.formats.tflite_refusals import dynamic_advice, type_advice
-from tinykd.formats.tflite_source import RawTensor
+from tinykd.formats.tflite.codec import Codec, Types
+from tinykd.formats.tflite.refusals import dynamic_advice, type_advice
+from tinykd.formats.tflite.source import RawTensor
 from tinykd.ir import DTYPES, Graph, Op, Quant, Tensor, op_macs
 from tinykd.ir.requant import check_defined
 

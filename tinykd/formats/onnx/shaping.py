@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from tinykd.formats.onnx_layout import Value, transposed, value_of
-from tinykd.formats.onnx_reader import Node
+from tinykd.formats.onnx.layout import Value, transposed, value_of
+from tinykd.formats.onnx.reader import Node
 
 
 def reshape(node: Node) -> None:

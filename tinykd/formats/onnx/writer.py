@@ -352,6 +352,11 @@ def _strided_slice(w: _Writer, op: Op) -> None:
 
 def _resize(w: _Writer, op: Op) -> None:
     y = w.graph.tensor(op.outputs[0])
+    if op.attrs["align_corners"] and op.attrs["half_pixel_centers"]:
+        raise UnsupportedModelError(
+            f"{op.source}: a resize with aligned corners and half-pixel centres at once has no QDQ ONNX form",
+            "Keep the `.tflite`, which has all of the model.",
+        )
     modes = {"nearest_mode": "floor", "coordinate_transformation_mode": "asymmetric"}
     if op.attrs["align_corners"]:
         modes = {"nearest_mode": "round_prefer_ceil", "coordinate_transformation_mode": "align_corners"}
