@@ -359,7 +359,9 @@ def test_exits_are_exported_like_the_student(exported: tuple[Path, Manifest]) ->
         for key in ("model_tflite", "model_onnx", "model_float_onnx"):
             assert sha256_file(run / "export" / part[key]) == manifest.outputs[part[key]]
         assert part["top1_float"] == pytest.approx(told[f"byot_exit{number}_top1"], abs=0.011)
-        assert part["top1_int8"] == pytest.approx(part["top1_float"], abs=0.06)
+        # So short a training leaves many of the 100 answers near a tie: the logits tell more than the answers do.
+        assert part["sqnr_db"] > 30
+        assert part["top1_int8"] == pytest.approx(part["top1_float"], abs=0.1)
         assert part["top1_float"] > 0.2, "chance is 0.1"
         assert part["samples"] == 100
         assert part["macs"] == told[f"byot_exit{number}_macs"]
