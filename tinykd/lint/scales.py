@@ -187,13 +187,17 @@ def unused_half(model: Model) -> Iterator[Finding]:
         )
 
 
+def _layers_of_one_scale(graph: Graph) -> Iterator[tuple[int, Op, np.ndarray]]:
+    """Yield layers whose output channels share a weight scale, with the largest magnitude of each channel's weights."""
+    for index, op, weights in _layers(graph):
+        quant = _quant(graph, op.inputs[1])
+        if quant is not None and len(quant.scales) == 1 and len(weights) > 1:
+            yield index, op, np.abs(weights.astype(np.int64)).max(axis=1)
+
+
 def narrow_channels(model: Model) -> Iterator[Finding]:
     """Find layers with one weight scale in which some channels use only a few bits."""
-    for index, op, weights in _layers(model.graph):
-        quant = _quant(model.graph, op.inputs[1])
-        if quant is None or len(quant.scales) > 1 or len(weights) == 1:
-            continue
-        reach = np.abs(weights.astype(np.int64)).max(axis=1)
+    for index, _, reach in _layers_of_one_scale(model.graph):
         narrow = np.flatnonzero((reach < NARROW_WEIGHT) & (reach > 0))
         if len(narrow):
             widest = int(reach.argmax())
@@ -209,11 +213,7 @@ def narrow_channels(model: Model) -> Iterator[Finding]:
 
 def per_tensor_weights(model: Model) -> Iterator[Finding]:
     """Find layers that would gain from one weight scale per output channel."""
-    for index, op, weights in _layers(model.graph):
-        quant = _quant(model.graph, op.inputs[1])
-        if quant is None or len(quant.scales) > 1 or len(weights) == 1:
-            continue
-        reach = np.abs(weights.astype(np.int64)).max(axis=1)
+    for index, op, reach in _layers_of_one_scale(model.graph):
         gain = float(np.log2(127 / np.clip(reach, 1, 127))[reach > 0].mean()) if (reach > 0).any() else 0.0
         if gain < GAIN_BITS:
             continue
