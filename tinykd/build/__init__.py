@@ -26,6 +26,7 @@ from tinykd.build.toolchain import (
 )
 from tinykd.errors import ArtifactError, ConfigError, DoesNotFitError, InternalError, UnsupportedModelError, nearest
 from tinykd.ir import Graph, MemoryPlan
+from tinykd.kernels import OptimizeFor, engine_for
 
 STAGE = "build"
 ENGINES = ("tinykd", "tflm")
@@ -136,6 +137,7 @@ def build(
     model_sha256: str,
     engine: str = "tinykd",
     builder: str | None = None,
+    optimize_for: OptimizeFor = "balanced",
     inputs: Mapping[str, str] | None = None,
 ) -> BuildResult:
     """Build the firmware of a model for a board into the artefact folder `out_dir`.
@@ -145,10 +147,11 @@ def build(
 
     Args:
         graph: int8, one input, one output.
-        plan: where each activation lies in the arena.
+        plan: where each activation lies in the arena; made for the board's core and the same goal.
         model_sha256: of the `.tflite`; the firmware announces it to the host.
         engine: "tinykd"; "tflm" is refused for now.
         builder: "pio", "gcc", or "auto" (the default): PlatformIO where it is installed. Both use the same flags.
+        optimize_for: "speed", "balanced" or "size".
         inputs: further input hashes for the manifest.
 
     Raises:
@@ -159,7 +162,7 @@ def build(
         ArtifactError: `out_dir` cannot be written.
     """
     _check_engine(engine)
-    model = generate(graph, plan, model_sha256)
+    model = generate(graph, plan, model_sha256, engine_for(board.core, optimize_for))
     project = make_project(board, model)
     builder = choose_builder(builder)
     compiler = compiler_version()
@@ -173,7 +176,7 @@ def build(
         "project": project.sha256,
         **(inputs or {}),
     }
-    config = {"engine": engine, "builder": builder}
+    config = {"engine": engine, "builder": builder, "optimize_for": optimize_for}
     if (found := _reusable(out_dir, hashes, config, tools)) is not None:
         return found
     with draft_artifact(out_dir, STAGE, inputs=hashes, config=config, board=board.name, tools=tools) as draft:

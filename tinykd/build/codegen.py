@@ -13,7 +13,7 @@ import tinykd
 from tinykd.errors import UnsupportedModelError
 from tinykd.ir import Graph, MemoryPlan, Op, op_macs
 from tinykd.ir.ops import BINARY
-from tinykd.kernels import Argument, Call, planned_calls, unique_arrays
+from tinykd.kernels import PORTABLE, SCRATCH, Argument, Call, Engine, planned_calls, unique_arrays
 
 NAME_CHARACTERS = 31
 _C_TYPES = {"int8": "int8_t", "int16": "int16_t", "uint16": "uint16_t", "int32": "int32_t"}
@@ -51,15 +51,16 @@ class GeneratedModel:
     ops: tuple[GeneratedOp, ...]
 
 
-def generate(graph: Graph, plan: MemoryPlan, model_sha256: str) -> GeneratedModel:
+def generate(graph: Graph, plan: MemoryPlan, model_sha256: str, engine: Engine = PORTABLE) -> GeneratedModel:
     """Write the C of a model: `tk_model.c`, `tk_model_data.c` and `tk_model_data.h`.
 
     The text depends on the arguments and on the version of tinykd only, to the byte.
 
     Args:
         graph: int8, one input and one output.
-        plan: where each activation lies.
+        plan: where each activation lies; made for the same engine.
         model_sha256: of the `.tflite`, 64 hex digits.
+        engine: which kernels.
 
     Raises:
         UnsupportedModelError: names the op that no kernel can run.
@@ -67,7 +68,7 @@ def generate(graph: Graph, plan: MemoryPlan, model_sha256: str) -> GeneratedMode
     _check_edges(graph)
     ops: list[GeneratedOp] = []
     calls: list[tuple[Call, ...]] = []
-    for index, (op, needed) in enumerate(zip(graph.ops, planned_calls(graph, plan), strict=True)):
+    for index, (op, needed) in enumerate(zip(graph.ops, planned_calls(graph, plan, engine), strict=True)):
         if needed:
             calls.append(needed)
             ops.append(GeneratedOp(len(ops), index, op.kind, op.source, op_macs(graph, op), needed[0].function))
@@ -110,7 +111,8 @@ class _Constants:
             for key, data in call.arrays.items()
         ]
         self._operands: dict[str, str] = {}
-        for tensor in (graph.tensor(item.tensor) for row in calls for call in row for item in call.arguments):
+        arguments = (item for row in calls for call in row for item in call.arguments)
+        for tensor in (graph.tensor(item.tensor) for item in arguments if item.tensor != SCRATCH.tensor):
             if tensor.data is not None and tensor.name not in self._operands:
                 self._operands[tensor.name] = _name("constant", len(self._operands))
                 named.append((self._operands[tensor.name], tensor.data))
@@ -194,12 +196,17 @@ def _model_source(
     calls: list[tuple[Call, ...]],
     constants: _Constants,
 ) -> str:
-    def pointer(argument: Argument) -> str:
+    def pointer(argument: Argument, graph_op: int = -1) -> str:
+        if argument.tensor == SCRATCH.tensor:
+            return f"tk_arena + {plan.scratch_offset(graph_op) + argument.offset}"
         operand = constants.operand(argument.tensor)
         if operand is None:
             return f"tk_arena + {plan.offset(argument.tensor) + argument.offset}"
         cast = "" if graph.tensor(argument.tensor).dtype == "int8" else "(const int8_t *)"
         return f"{cast}{operand}" + (f" + {argument.offset}" if argument.offset else "")
+
+    def pointers(call: Call, graph_op: int) -> str:
+        return ", ".join(pointer(item, graph_op) for item in call.arguments)
 
     digest = bytes.fromhex(model_sha256)
     if len(digest) != 32:
@@ -212,7 +219,7 @@ def _model_source(
             model_sha256,
         ),
         '#include "tk_model.h"\n\n#include <string.h>\n\n'
-        '#include "tk_board.h"\n#include "tk_kernels.h"\n#include "tk_model_data.h"\n',
+        '#include "tk_armv7em.h"\n#include "tk_board.h"\n#include "tk_kernels.h"\n#include "tk_model_data.h"\n',
         "/* A section of its own, so that the map file tells its size. */\n"
         f"static int8_t tk_arena[{max(plan.arena_bytes, 1)}] "
         '__attribute__((aligned(16), section(".bss.tk_arena")));\n\n'
@@ -227,7 +234,7 @@ def _model_source(
             + "".join(_parameters(call, op.op, turn, constants) for turn, call in enumerate(row))
             + f"static __attribute__((noinline, noclone)) void tk_op_{op.op:03d}(void)\n{{\n"
             + "".join(
-                f"    {call.function}(&{_name('params', op.op, turn)}, {', '.join(map(pointer, call.arguments))});\n"
+                f"    {call.function}(&{_name('params', op.op, turn)}, {pointers(call, op.graph_op)});\n"
                 for turn, call in enumerate(row)
             )
             + "}\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import configparser
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,12 +82,17 @@ def machine_flags(board: Board) -> list[str]:
 
 def ini_flags(project: Project, option: str) -> list[str]:
     """Return the flags in platformio.ini under [tinykd] `option`; $PROJECT_DIR and $BUILD_DIR stand unexpanded."""
+    return ini_options(project.files["platformio.ini"].decode(), option)
+
+
+def ini_options(text: str, option: str) -> list[str]:
+    """Return the flags in a platformio.ini's text under [tinykd] `option`."""
     parser = configparser.ConfigParser(interpolation=None)
-    parser.read_string(project.files["platformio.ini"].decode())
+    parser.read_string(text)
     return parser["tinykd"][option].split()
 
 
-def include_folders(files: Mapping[str, bytes]) -> list[str]:
+def include_folders(files: Iterable[str]) -> list[str]:
     """Return the folders with headers that any file may include, sorted."""
     folders = {name.rpartition("/")[0] for name in files if name.endswith(".h") and not name.startswith("test/")}
     return sorted(folders | {"generated"})

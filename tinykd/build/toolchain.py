@@ -162,31 +162,59 @@ def _expand(flags: Sequence[str], folder: Path, work: Path) -> list[str]:
 
 
 def _run_gcc(project: Project, folder: Path, work: Path) -> Compiled:
-    compiler = _compiler()
     folder, work = folder.resolve(), work.resolve()
     machine = machine_flags(project.board)
     compile_flags = _expand(ini_flags(project, "compile_flags"), folder, work)
     includes = [f"-I{name}" for name in include_folders(project.files)]
+    objects = _compile(project.sources, folder, work, [*compile_flags, *machine, *includes])
+    elf = work / "firmware.elf"
+    link_flags = _expand(ini_flags(project, "link_flags"), folder, work)
+    _run(
+        [_compiler(), *machine, *link_flags, "-T", LINKER_SCRIPT, *map(str, objects), "-o", str(elf)],
+        folder,
+        "linking the firmware",
+    )
+    return Compiled(elf, work / "firmware.map", tuple(path.with_suffix(".ci") for path in objects))
+
+
+def compile_files(
+    sources: Sequence[str], folder: Path, compile_flags: Sequence[str], link_flags: Sequence[str]
+) -> Path:
+    """Compile and link C files that stand below `folder`; an object newer than every file there is used again.
+
+    Returns:
+        the ELF, `folder`/firmware.elf; the call graphs (`.ci`) stand beside the objects in `folder`/objects.
+
+    Raises:
+        ToolchainError: the compiler is missing or reports an error.
+    """
+    folder = folder.resolve()
+    work = folder / "objects"
+    headers = max((path.stat().st_mtime_ns for path in folder.rglob("*.h")), default=0)
+    for source in sources:
+        made = (work / source).with_suffix(".o")
+        if made.exists() and made.stat().st_mtime_ns <= max(headers, (folder / source).stat().st_mtime_ns):
+            made.unlink()
+    objects = _compile(sources, folder, work, compile_flags)
+    elf = folder / "firmware.elf"
+    _run([_compiler(), *link_flags, *map(str, objects), "-o", str(elf)], folder, "linking")
+    return elf
+
+
+def _compile(sources: Sequence[str], folder: Path, work: Path, flags: Sequence[str]) -> list[Path]:
+    """Compile files of `folder` to objects in `work`; objects that are there stay."""
+    compiler = _compiler()
 
     def compile_one(source: str) -> Path:
         target = work / Path(source).with_suffix(".o")
         if target.exists():
             return target
         target.parent.mkdir(parents=True, exist_ok=True)
-        command = [compiler, *compile_flags, *machine, *includes, "-c", source, "-o", str(target)]
-        _run(command, folder, f"compiling {source}")
+        _run([compiler, *flags, "-c", source, "-o", str(target)], folder, f"compiling {source}")
         return target
 
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        objects = list(pool.map(compile_one, project.sources))
-    elf = work / "firmware.elf"
-    link_flags = _expand(ini_flags(project, "link_flags"), folder, work)
-    _run(
-        [compiler, *machine, *link_flags, "-T", LINKER_SCRIPT, *map(str, objects), "-o", str(elf)],
-        folder,
-        "linking the firmware",
-    )
-    return Compiled(elf, work / "firmware.map", tuple(path.with_suffix(".ci") for path in objects))
+        return list(pool.map(compile_one, sources))
 
 
 def _run_platformio(project: Project, folder: Path, work: Path) -> Compiled:

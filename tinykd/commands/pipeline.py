@@ -61,11 +61,12 @@ def make_plan(target: Target, graph: Graph, board: Board) -> tuple[MemoryPlan, d
         its `fits`.
     """
     from tinykd.export.passes import for_engine
+    from tinykd.kernels import engine_for
     from tinykd.plan import plan_for_tflm, plan_graph
     from tinykd.plan.summary import summarize
 
     engine_graph = for_engine(graph)
-    plan, tflm_plan = plan_graph(engine_graph), plan_for_tflm(graph)
+    plan, tflm_plan = plan_graph(engine_graph, engine=engine_for(board.core)), plan_for_tflm(graph)
     result = {
         "model": target.name,
         "model_sha256": target.sha256(),

@@ -31,9 +31,10 @@ def command(target: str, board: str, chart: bool, out: str | None, as_json: bool
     if as_json:
         print_json(result)
     else:
+        from tinykd.kernels import engine_for
         from tinykd.plan.chart import rows
 
-        _print(result, rows(resolved.engine_graph(), plan) if chart else [])
+        _print(result, rows(resolved.engine_graph(), plan, engine_for(the_board.core)) if chart else [])
     require_fit(result)
 
 

@@ -115,6 +115,7 @@ def _require_student_fits(recipe: Recipe, board: Board) -> None:
     from tinykd.data import load_dataset
     from tinykd.export import convert
     from tinykd.formats.onnx import torch as onnx_torch
+    from tinykd.kernels import engine_for
     from tinykd.models import build_model
     from tinykd.plan import plan_graph
     from tinykd.plan.summary import summarize
@@ -128,7 +129,7 @@ def _require_student_fits(recipe: Recipe, board: Board) -> None:
     images: np.ndarray = dataset.train.images[:2]
     normalization = convert.Normalization(dataset.mean_level, dataset.std_level)
     _, graph = convert.convert(float_onnx, images, normalization, name=recipe.name)
-    require_fit(summarize(graph, plan_graph(graph), board))
+    require_fit(summarize(graph, plan_graph(graph, engine=engine_for(board.core)), board))
 
 
 def _carry(

@@ -13,7 +13,7 @@ from tinykd.ir.ops import (
     spatial_padding,
     spatial_paddings,
 )
-from tinykd.ir.plan import MemoryPlan, Placement
+from tinykd.ir.plan import MemoryPlan, Placement, Scratch
 from tinykd.ir.quant import Quant, quantize_multiplier
 from tinykd.ir.requant import (
     activation_range,
@@ -34,6 +34,7 @@ __all__ = [
     "MemoryPlan",
     "Op",
     "Placement",
+    "Scratch",
     "Quant",
     "Tensor",
     "activation_range",

@@ -28,6 +28,15 @@ class Placement:
 
 
 @dataclass(frozen=True)
+class Scratch:
+    """Where an op's scratch memory lies while it runs: `num_bytes` at `offset` of the arena."""
+
+    op: int
+    offset: int
+    num_bytes: int
+
+
+@dataclass(frozen=True)
 class MemoryPlan:
     """Offsets of every activation, with the certificate of how good they are.
 
@@ -37,6 +46,7 @@ class MemoryPlan:
         lower_bound_bytes: no plan for the same live ranges and alignment can be smaller.
         alignment_bytes: alignment of every offset.
         peak_op: index of the op during which most bytes are live.
+        scratch: one for each op whose kernel needs some.
     """
 
     placements: tuple[Placement, ...]
@@ -44,6 +54,7 @@ class MemoryPlan:
     lower_bound_bytes: int
     alignment_bytes: int
     peak_op: int
+    scratch: tuple[Scratch, ...] = ()
 
     @property
     def gap_bytes(self) -> int:
@@ -57,6 +68,13 @@ class MemoryPlan:
                 return placement.offset
         raise KeyError(tensor)
 
+    def scratch_offset(self, op: int) -> int:
+        """Return the arena offset of an op's scratch memory; KeyError when the plan has none for it."""
+        for item in self.scratch:
+            if item.op == op:
+                return item.offset
+        raise KeyError(op)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as a JSON object."""
         return asdict(self)
@@ -65,4 +83,5 @@ class MemoryPlan:
     def from_dict(raw: Mapping[str, Any]) -> MemoryPlan:
         """Read the plan back from `to_dict`'s form."""
         placements = tuple(Placement(**item) for item in raw["placements"])
-        return MemoryPlan(**{**raw, "placements": placements})
+        scratch = tuple(Scratch(**item) for item in raw.get("scratch", ()))
+        return MemoryPlan(**{**raw, "placements": placements, "scratch": scratch})

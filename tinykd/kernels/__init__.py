@@ -1,4 +1,7 @@
-"""Which C kernel runs which op, and the constants that it is given. One row per kernel, the faster ones first."""
+"""Which C kernel runs which op, and the constants that it is given. One row per kernel, the faster ones first.
+
+`KERNELS` are portable C; `ARMV7EM` are those for cores with the DSP extension, which fall back on the portable ones.
+"""
 
 from __future__ import annotations
 
@@ -10,29 +13,61 @@ import numpy as np
 from tinykd.errors import UnsupportedModelError
 from tinykd.ir import Graph, MemoryPlan, Op, op_label
 from tinykd.kernels import dense, elementwise, reduce, resize, windows
-from tinykd.kernels.call import Argument, Call, Kernel, always
+from tinykd.kernels.armv7em import ARMV7EM
+from tinykd.kernels.call import SCRATCH, Argument, Call, Cost, Kernel, always
+from tinykd.kernels.engine import INSTRUCTIONS_PER_BYTE, PORTABLE, Engine, OptimizeFor, engine_for, signature
 from tinykd.kernels.moves import MOVING, Move, copy_calls, moves
 
 __all__ = [
+    "ARMV7EM",
     "KERNELS",
+    "PORTABLE",
+    "SCRATCH",
     "Argument",
     "Call",
+    "Cost",
+    "Engine",
     "Kernel",
     "Move",
+    "OptimizeFor",
+    "candidates",
+    "engine_for",
     "moves",
     "planned_calls",
+    "scratch_bytes",
     "select",
+    "signature",
     "unique_arrays",
 ]
 
 _FLOAT_EDGES = ("quantize", "dequantize")
 
 
-def select(graph: Graph, op: Op, where: str) -> tuple[Call, ...]:
-    """Return the calls that carry out an op, in order, of the first kernel that can run it.
+def candidates(graph: Graph, op: Op, engine: Engine) -> tuple[Kernel, ...]:
+    """Return the kernels that can run an op, the engine's choice first; none when nothing can."""
+    portable = tuple(kernel for kernel in KERNELS.get(op.kind, ()) if kernel.applies(graph, op))
+    if engine.isa == "portable":
+        return portable
+    found = [kernel for kernel in ARMV7EM.get(op.kind, ()) if kernel.applies(graph, op)]
+    if len(found) > 1:
+        wanted = engine.choices.get(signature(graph, op))
+        price = INSTRUCTIONS_PER_BYTE[engine.optimize_for]
+
+        def rank(kernel: Kernel) -> tuple[bool, float]:
+            assert kernel.cost is not None, f"{kernel.function} has no cost to choose by"
+            cost = kernel.cost(graph, op)
+            return kernel.variant != wanted, cost.instructions + price * cost.constant_bytes
+
+        found.sort(key=rank)
+    return (*found, *portable)
+
+
+def select(graph: Graph, op: Op, where: str, engine: Engine = PORTABLE) -> tuple[Call, ...]:
+    """Return the calls that carry out an op, in order, of the kernel that the engine prefers.
 
     Args:
         where: how errors name the op.
+        engine: what the choice goes by.
 
     Raises:
         UnsupportedModelError: no kernel can, or a constant leaves the range that the kernels are proven for.
@@ -44,15 +79,28 @@ def select(graph: Graph, op: Op, where: str) -> tuple[Call, ...]:
             "host does, not the firmware",
             "tinykd optimize moves float edges to the host.",
         )
-    for kernel in KERNELS.get(op.kind, ()):
-        if kernel.applies(graph, op):
-            return kernel.calls(graph, op, where)
+    found = candidates(graph, op, engine)
+    if found:
+        return found[0].calls(graph, op, where)
     raise UnsupportedModelError(
         f"{where}: the firmware has no kernel for it", f"Kernels exist for: {', '.join(sorted(KERNELS))}."
     )
 
 
-def planned_calls(graph: Graph, plan: MemoryPlan) -> list[tuple[Call, ...]]:
+def scratch_bytes(graph: Graph, engine: Engine) -> dict[int, int]:
+    """Return the scratch memory of each op that needs some, by its index; an op that nothing can run needs none."""
+    needed = {}
+    for index, op in enumerate(graph.ops if engine.isa != "portable" else ()):
+        try:
+            size = max((call.scratch_bytes for call in select(graph, op, op_label(index, op), engine)), default=0)
+        except UnsupportedModelError:
+            continue
+        if size:
+            needed[index] = size
+    return needed
+
+
+def planned_calls(graph: Graph, plan: MemoryPlan, engine: Engine = PORTABLE) -> list[tuple[Call, ...]]:
     """Return for each op of the graph the calls that are left once everything lies where the plan says.
 
     A block of bytes that goes to where it already is needs no call; an op without calls costs nothing on the device.
@@ -62,13 +110,15 @@ def planned_calls(graph: Graph, plan: MemoryPlan) -> list[tuple[Call, ...]]:
     """
 
     def stays(call: Call) -> bool:
+        if not call.is_move:
+            return False
         source, target = call.arguments[:2]
-        if not call.is_move or graph.tensor(source.tensor).is_constant:
+        if graph.tensor(source.tensor).is_constant:
             return False
         return plan.offset(source.tensor) + source.offset == plan.offset(target.tensor) + target.offset
 
     return [
-        tuple(call for call in select(graph, op, op_label(index, op)) if not stays(call))
+        tuple(call for call in select(graph, op, op_label(index, op), engine) if not stays(call))
         for index, op in enumerate(graph.ops)
     ]
 

@@ -15,10 +15,14 @@ Field = int | str | tuple[int, ...]
 
 @dataclass(frozen=True)
 class Argument:
-    """A pointer that a kernel gets: `offset` bytes behind the first byte of a tensor."""
+    """A pointer that a kernel gets: `offset` bytes behind the first byte of a tensor, or of the op's `SCRATCH`."""
 
     tensor: str
     offset: int = 0
+
+
+SCRATCH = Argument("")
+"""The op's scratch memory in the arena: aligned to 4 bytes, without meaning before and after the op."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,7 @@ class Call:
         arguments: what is passed after the parameter block, in order.
         arrays: key -> constant int8, int16, uint16 or int32 array, flattened.
         is_move: it only moves bytes, all of them in one piece, from its first argument to its second.
+        scratch_bytes: what it needs behind `SCRATCH`.
     """
 
     function: str
@@ -41,15 +46,34 @@ class Call:
     arguments: tuple[Argument, ...]
     arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
     is_move: bool = False
+    scratch_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What running an op with a kernel takes: an estimate of the instructions, the exact bytes of its constants."""
+
+    instructions: float
+    constant_bytes: int
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """A row of `KERNELS`: `applies` says whether the kernel can run an op, `calls` derives its constants."""
+    """A row of a table of kernels.
+
+    Attributes:
+        function: the C function.
+        applies: whether the kernel can run an op.
+        calls: derives the constants of an op that it can run.
+        variant: tells kernels for the same op apart: "widened", "packed".
+        cost: needed where several kernels of one table can run the same op.
+    """
 
     function: str
     applies: Callable[[Graph, Op], bool]
     calls: Callable[[Graph, Op, str], tuple[Call, ...]]
+    variant: str = ""
+    cost: Callable[[Graph, Op], Cost] | None = None
 
 
 def always(graph: Graph, op: Op) -> bool:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from tinykd.ir import Graph, MemoryPlan, Placement
+from tinykd.ir import Graph, MemoryPlan, Placement, Scratch
+from tinykd.kernels import PORTABLE, Engine, scratch_bytes
 from tinykd.plan.allocate import allocate
 from tinykd.plan.check import check
-from tinykd.plan.liveness import align, find_buffers, live_bytes
+from tinykd.plan.liveness import Buffer, align, find_buffers, live_bytes
 
 ENGINE_ALIGNMENT_BYTES = 4
 TFLM_ALIGNMENT_BYTES = 16
 
 
-def plan_graph(graph: Graph, alignment_bytes: int = ENGINE_ALIGNMENT_BYTES, *, alias: bool = True) -> MemoryPlan:
+def plan_graph(
+    graph: Graph,
+    alignment_bytes: int = ENGINE_ALIGNMENT_BYTES,
+    *,
+    alias: bool = True,
+    engine: Engine = PORTABLE,
+) -> MemoryPlan:
     """Plan the arena of a graph and prove the plan with the independent checker.
 
     Args:
@@ -19,11 +26,14 @@ def plan_graph(graph: Graph, alignment_bytes: int = ENGINE_ALIGNMENT_BYTES, *, a
         alignment_bytes: alignment of every offset; `ENGINE_ALIGNMENT_BYTES` or `TFLM_ALIGNMENT_BYTES`.
         alias: whether activations share bytes where an op only moves them (our engine; see `find_buffers`). TFLite
             Micro copies, and finds a place for variables by itself: then the plan has none for them.
+        engine: whose kernels' scratch memory is planned, too.
 
     Raises:
         InternalError: the checker found a fault in the plan: a bug of ours.
     """
     buffers = find_buffers(graph, alignment_bytes, alias=alias)
+    needed = scratch_bytes(graph, engine)
+    buffers += [Buffer((), size, op, op, ()) for op, size in needed.items()]
     totals = live_bytes(buffers, len(graph.ops), alignment_bytes)
     lower_bound = max(totals)
     offsets = allocate(buffers, alignment_bytes, lower_bound)
@@ -43,7 +53,12 @@ def plan_graph(graph: Graph, alignment_bytes: int = ENGINE_ALIGNMENT_BYTES, *, a
         for name, inside in zip(buffer.tensors, buffer.offsets, strict=True)
     }
     placements = tuple(by_name[name] for name in graph.tensors if name in by_name)
-    plan = MemoryPlan(placements, arena, lower_bound, alignment_bytes, totals.index(lower_bound))
+    scratch = tuple(
+        Scratch(buffer.first_op, offset, buffer.num_bytes)
+        for offset, buffer in zip(offsets, buffers, strict=True)
+        if not buffer.tensors
+    )
+    plan = MemoryPlan(placements, arena, lower_bound, alignment_bytes, totals.index(lower_bound), scratch)
     check(graph, plan, variables=alias)
     return plan
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from tinykd.errors import InternalError
-from tinykd.ir import Graph, MemoryPlan, Op
+from tinykd.ir import Graph, MemoryPlan, Op, Scratch
 
 _NOBODY = -1
 _MOVING = ("concatenation", "reshape", "split", "strided_slice", "transpose")
@@ -39,6 +39,8 @@ def check(graph: Graph, plan: MemoryPlan, *, variables: bool = True) -> int:
         )
     for name in activations:
         _check_place(graph, plan, name)
+    for area in plan.scratch:
+        _check_scratch(graph, plan, area)
 
     numbers: dict[str, np.ndarray] = {}
     thieves = np.full(plan.arena_bytes, "", object)
@@ -79,13 +81,20 @@ def check(graph: Graph, plan: MemoryPlan, *, variables: bool = True) -> int:
         for name in op.inputs if op.kind in _MOVING else ():
             if name not in where:
                 numbers[name] = new(name)
+        areas = [slice(area.offset, area.offset + area.num_bytes) for area in plan.scratch if area.op == index]
+        for area_bytes in areas:
+            arena[area_bytes] = _NOBODY
+            thieves[area_bytes] = f"the scratch memory of op {index}"
         moved = _moved(graph, op, numbers)
         for position, name in enumerate(op.outputs):
             numbers[name] = new(name) if moved is None else moved[position]
             write(name)
-        # The op reads while it writes: its operands must have survived its own outputs.
+        # The op reads while it writes: its operands must have survived its own outputs, and its scratch memory both.
         for name in (*operands, *op.outputs):
             read(name, label)
+        for area_bytes in areas:
+            if (arena[area_bytes] != _NOBODY).any():
+                raise InternalError(f"plan of '{graph.name}': an output of {label} lies in its scratch memory")
     for name in graph.outputs:
         read(name, "the caller")
     for name in graph.variables() if variables else ():
@@ -126,6 +135,19 @@ def _check_place(graph: Graph, plan: MemoryPlan, name: str) -> None:
         raise InternalError(f"plan of '{graph.name}': '{name}' is no part of '{owner}', whose bytes it claims to share")
 
 
+def _check_scratch(graph: Graph, plan: MemoryPlan, item: Scratch) -> None:
+    """Refuse scratch memory of no op, out of the arena, misaligned, or planned twice for an op."""
+    if not 0 <= item.op < len(graph.ops) or [other.op for other in plan.scratch].count(item.op) != 1:
+        raise InternalError(f"plan of '{graph.name}': scratch memory of op {item.op} is planned twice, or for no op")
+    if item.num_bytes < 1 or item.offset < 0 or item.offset + item.num_bytes > plan.arena_bytes:
+        raise InternalError(
+            f"plan of '{graph.name}': scratch memory of op {item.op} ({item.num_bytes} B at {item.offset}) leaves the "
+            f"arena of {plan.arena_bytes} B"
+        )
+    if item.offset % plan.alignment_bytes:
+        raise InternalError(f"plan of '{graph.name}': scratch memory of op {item.op} is not aligned")
+
+
 def _moved(graph: Graph, op: Op, numbers: dict[str, np.ndarray]) -> list[np.ndarray] | None:
     """Return the byte numbers of the outputs of an op that only moves bytes, None for an op that computes."""
     if op.kind == "concatenation":
@@ -160,7 +182,8 @@ def _needed(graph: Graph, plan: MemoryPlan) -> int:
         known = spans.get(owner, (first, last))
         spans[owner] = (min(known[0], first), max(known[1], last))
         size[owner] = -(-graph.tensor(owner).num_bytes // plan.alignment_bytes) * plan.alignment_bytes
+    scratch = {item.op: -(-item.num_bytes // plan.alignment_bytes) * plan.alignment_bytes for item in plan.scratch}
     return max(
-        sum(size[owner] for owner, (first, last) in spans.items() if first <= index <= last)
+        sum(size[owner] for owner, (first, last) in spans.items() if first <= index <= last) + scratch.get(index, 0)
         for index in range(max(len(graph.ops), 1))
     )

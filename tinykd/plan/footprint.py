@@ -15,15 +15,18 @@ import numpy as np
 from tinykd.board import Board
 from tinykd.errors import ConfigError
 from tinykd.ir import Graph, MemoryPlan
-from tinykd.kernels import planned_calls, unique_arrays
+from tinykd.kernels import SCRATCH, OptimizeFor, engine_for, planned_calls, unique_arrays
 from tinykd.toml import tomllib
 
 CYCLE_COUNTER_BYTES = 4
 _TABLE = Path(__file__).with_name("footprint.toml")
 
 
-def predict(graph: Graph, board: Board, plan: MemoryPlan) -> dict[str, int]:
+def predict(graph: Graph, board: Board, plan: MemoryPlan, optimize_for: OptimizeFor = "balanced") -> dict[str, int]:
     """Return the bytes that the firmware with engine `tinykd` will take.
+
+    Args:
+        plan: made for the board's core and the same goal.
 
     Returns:
         arena_bytes: as planned.
@@ -50,7 +53,7 @@ def predict(graph: Graph, board: Board, plan: MemoryPlan) -> dict[str, int]:
     shared: set[str] = set()
     num_ops = 0
     arrays: list[tuple[str, np.ndarray]] = []
-    for index, calls in enumerate(planned_calls(graph, plan)):
+    for index, calls in enumerate(planned_calls(graph, plan, engine_for(board.core, optimize_for))):
         if not calls:
             continue
         num_ops += 1
@@ -60,7 +63,7 @@ def predict(graph: Graph, board: Board, plan: MemoryPlan) -> dict[str, int]:
         stack = max(stack, facts["stack"])
         for call in calls:
             arrays += [(f"{index} {key}", array) for key, array in call.arrays.items()]
-            for tensor in (graph.tensor(argument.tensor) for argument in call.arguments):
+            for tensor in (graph.tensor(item.tensor) for item in call.arguments if item.tensor != SCRATCH.tensor):
                 if tensor.data is not None:
                     arrays.append((tensor.name, tensor.data))
         if calls[0].function not in used:

@@ -18,6 +18,7 @@ class Buffer:
 
     Attributes:
         tensors: the activations that share it; the first one fills it, the others are aliases of it or of parts of it.
+            None: an op's scratch memory.
         num_bytes: its size without alignment.
         first_op, last_op: live range, both ends included; `BEFORE_FIRST_OP` for what is there
             before: the graph's inputs, and its variables, which stay for good.

@@ -7,15 +7,16 @@ from typing import Any
 from tinykd.board import Board
 from tinykd.errors import DoesNotFitError
 from tinykd.ir import Graph, MemoryPlan, graph_macs
+from tinykd.kernels import OptimizeFor
 from tinykd.plan.footprint import predict
 
 
-def summarize(graph: Graph, plan: MemoryPlan, board: Board) -> dict[str, Any]:
+def summarize(graph: Graph, plan: MemoryPlan, board: Board, optimize_for: OptimizeFor = "balanced") -> dict[str, Any]:
     """Return the board's side of the `plan` JSON object: totals, budgets, `fits`, and where the peak is.
 
     Every `*_bytes` is what the firmware with engine `tinykd` will need, predicted before it is built.
     """
-    footprint = predict(graph, board, plan)
+    footprint = predict(graph, board, plan, optimize_for)
     peak = graph.ops[plan.peak_op]
     return {
         "board": board.name,

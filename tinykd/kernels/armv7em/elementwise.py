@@ -1,0 +1,10 @@
+"""Elementwise ops and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from tinykd.kernels.call import Kernel
+
+KERNELS: Mapping[str, tuple[Kernel, ...]] = MappingProxyType({})
