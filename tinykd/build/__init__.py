@@ -26,7 +26,7 @@ from tinykd.build.toolchain import (
 )
 from tinykd.errors import ArtifactError, ConfigError, DoesNotFitError, InternalError, UnsupportedModelError, nearest
 from tinykd.ir import Graph, MemoryPlan
-from tinykd.kernels import OptimizeFor, engine_for
+from tinykd.kernels import Engine, OptimizeFor, engine_for
 
 STAGE = "build"
 ENGINES = ("tinykd", "tflm")
@@ -138,6 +138,7 @@ def build(
     engine: str = "tinykd",
     builder: str | None = None,
     optimize_for: OptimizeFor = "balanced",
+    kernels: Engine | None = None,
     inputs: Mapping[str, str] | None = None,
 ) -> BuildResult:
     """Build the firmware of a model for a board into the artefact folder `out_dir`.
@@ -152,6 +153,7 @@ def build(
         engine: "tinykd"; "tflm" is refused for now.
         builder: "pio", "gcc", or "auto" (the default): PlatformIO where it is installed. Both use the same flags.
         optimize_for: "speed", "balanced" or "size".
+        kernels: a choice of kernels other than the one for the board's core and this goal.
         inputs: further input hashes for the manifest.
 
     Raises:
@@ -162,7 +164,7 @@ def build(
         ArtifactError: `out_dir` cannot be written.
     """
     _check_engine(engine)
-    model = generate(graph, plan, model_sha256, engine_for(board.core, optimize_for))
+    model = generate(graph, plan, model_sha256, kernels or engine_for(board.core, optimize_for))
     project = make_project(board, model)
     builder = choose_builder(builder)
     compiler = compiler_version()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -21,19 +22,20 @@ from tinykd.board import Board, load_board
 from tinykd.build import BuildResult, build, compiler_version
 from tinykd.build.size import Sizes, read_sizes
 from tinykd.build.stack import LIBRARY_LEAVES
-from tinykd.ir import Graph, MemoryPlan, Op, Placement, Quant, Tensor, spatial_paddings, verify
-from tinykd.kernels import KERNELS
+from tinykd.errors import InternalError
+from tinykd.ir import Graph, MemoryPlan, Op, Placement, Quant, Scratch, Tensor, op_label, spatial_paddings, verify
+from tinykd.kernels import ARMV7EM, KERNELS, Engine, candidates, scratch_bytes, signature
 
 TABLE = Path(tinykd.__file__).resolve().parent / "plan" / "footprint.toml"
 REFERENCE_BOARDS: Mapping[str, str] = MappingProxyType({"cortex-m4": "nucleo-f412", "cortex-m7": "nucleo-f746"})
-KERNEL_NAMES = frozenset(kernel.function for kernels in KERNELS.values() for kernel in kernels)
+KERNEL_NAMES = frozenset(row.function for table in (KERNELS, ARMV7EM) for rows in table.values() for row in rows)
 # Enough ops of one kind that the cost of one more shows beside alignment.
 _MANY = 5
 
 
 def measure(board: Board, folder: Path) -> dict[str, Any]:
     """Build the sample models for a board below `folder` and return one core's row of the table, sizes in bytes."""
-    base, sizes = _build(board, folder / "empty", _chain(0, None))
+    base, sizes = _build(board, folder / "empty", _chain(0, None), Engine())
     row: dict[str, Any] = {
         "text": sizes.text_bytes,
         "rodata": sizes.rodata_bytes - sizes.model_bytes,
@@ -46,8 +48,9 @@ def measure(board: Board, folder: Path) -> dict[str, Any]:
     }
     added: dict[str, dict[str, int]] = {}
     for function, make in sorted(_SAMPLES.items()):
-        one, one_sizes = _build(board, folder / f"{function}-1", _chain(1, make))
-        _, many_sizes = _build(board, folder / f"{function}-{_MANY}", _chain(_MANY, make))
+        graph, many = _chain(1, make), _chain(_MANY, make)
+        one, one_sizes = _build(board, folder / f"{function}-1", graph, _engine(graph, function))
+        _, many_sizes = _build(board, folder / f"{function}-{_MANY}", many, _engine(many, function))
         per_op = round((many_sizes.text_bytes - one_sizes.text_bytes) / (_MANY - 1))
         row["kernels"][function] = {
             "text": one_sizes.text_bytes - sizes.text_bytes - per_op,
@@ -59,7 +62,15 @@ def measure(board: Board, folder: Path) -> dict[str, Any]:
         added[function] = {
             name: -(-size // 4) * 4
             for name, size in one_sizes.functions.items()
-            if name not in sizes.functions and (name in KERNEL_NAMES or name in LIBRARY_LEAVES) and name != function
+            if name not in sizes.functions and name != function and not name.startswith("tk_op_")
+        }
+    users = Counter(name for functions in added.values() for name in functions)
+    for function, functions in added.items():
+        # What only one kernel calls is part of it.
+        added[function] = {
+            name: size
+            for name, size in functions.items()
+            if users[name] > 1 or name in KERNEL_NAMES or name in LIBRARY_LEAVES
         }
     row["shared"] = {name: size for functions in added.values() for name, size in sorted(functions.items())}
     for function, names in added.items():
@@ -107,14 +118,35 @@ def main() -> int:
     return 0
 
 
-def _build(board: Board, folder: Path, graph: Graph) -> tuple[BuildResult, Sizes]:
+def _engine(graph: Graph, function: str) -> Engine:
+    """Return an engine that runs every op of the graph with one kernel."""
+    for isa in ("armv7em", "portable"):
+        engine = Engine(isa)
+        found = [
+            next((row for row in candidates(graph, op, engine) if row.function == function), None) for op in graph.ops
+        ]
+        kernels = [row for row in found if row is not None]
+        if len(kernels) < len(graph.ops):
+            continue
+        choices = {signature(graph, op): row.variant for op, row in zip(graph.ops, kernels, strict=True)}
+        engine = Engine(isa, choices=choices)
+        if all(candidates(graph, op, engine)[0].function == function for op in graph.ops):
+            return engine
+    raise InternalError(f"the sample model for {function} cannot be run by it: {op_label(0, graph.ops[0])}")
+
+
+def _build(board: Board, folder: Path, graph: Graph, engine: Engine) -> tuple[BuildResult, Sizes]:
     placements, offset = [], 0
     for tensor in graph.tensors.values():
         if not tensor.is_constant:
             placements.append(Placement(tensor.name, offset, tensor.num_bytes, -1, len(graph.ops)))
             offset += (tensor.num_bytes + 3) // 4 * 4
-    plan = MemoryPlan(tuple(placements), offset, offset, 4, 0)
-    result = build(graph, plan, board, folder, model_sha256="00" * 32, builder="gcc")
+    scratch = []
+    for op, size in scratch_bytes(graph, engine).items():
+        scratch.append(Scratch(op, offset, size))
+        offset += (size + 3) // 4 * 4
+    plan = MemoryPlan(tuple(placements), offset, offset, 4, 0, tuple(scratch))
+    result = build(graph, plan, board, folder, model_sha256="00" * 32, builder="gcc", kernels=engine)
     return result, read_sizes(result.elf)
 
 
@@ -126,7 +158,7 @@ def _text_per_call(board: Board, folder: Path) -> int:
         def join(x: str, tensors: dict[str, Tensor], parts: int = parts) -> tuple[str, tuple[str, ...], dict[str, Any]]:
             return "concatenation", (x,) * parts, {"axis": 3, "shape": (1, 8, 8, 8 * parts)}
 
-        sizes[parts] = _build(board, folder / f"join-{parts}", _chain(1, join))[1].text_bytes
+        sizes[parts] = _build(board, folder / f"join-{parts}", _chain(1, join), Engine())[1].text_bytes
     return round((sizes[2 + _MANY] - sizes[2]) / _MANY)
 
 
