@@ -121,14 +121,12 @@ def main() -> int:
 def _engine(graph: Graph, function: str) -> Engine:
     """Return an engine that runs every op of the graph with one kernel."""
     for isa in ("armv7em", "portable"):
-        engine = Engine(isa)
-        found = [
-            next((row for row in candidates(graph, op, engine) if row.function == function), None) for op in graph.ops
-        ]
-        kernels = [row for row in found if row is not None]
-        if len(kernels) < len(graph.ops):
-            continue
-        choices = {signature(graph, op): row.variant for op, row in zip(graph.ops, kernels, strict=True)}
+        choices = {
+            signature(graph, op): row.variant
+            for op in graph.ops
+            for row in candidates(graph, op, Engine(isa))
+            if row.function == function
+        }
         engine = Engine(isa, choices=choices)
         if all(candidates(graph, op, engine)[0].function == function for op in graph.ops):
             return engine
