@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from tinykd.errors import UnsupportedModelError
-from tinykd.ir import Graph, Op, activation_range, requantization, spatial_padding, tensor_quant
+from tinykd.ir import Graph, Op, Tensor, activation_range, requantization, spatial_padding, tensor_quant
 from tinykd.ir.requant import Requantization
 from tinykd.kernels.call import (
     Call,
@@ -71,16 +71,7 @@ def conv(function: str, channel_axis: int) -> Calls:
         taps = weights(graph, op.inputs[1], where)
         constants = requantization(graph, op)
         sizes = {
-            "in_h": x.shape[1],
-            "in_w": x.shape[2],
-            "in_c": x.shape[3],
-            "out_h": y.shape[1],
-            "out_w": y.shape[2],
-            "out_c": y.shape[3],
-            "kernel_h": taps.shape[1],
-            "kernel_w": taps.shape[2],
-            "stride_h": op.attrs["stride"][0],
-            "stride_w": op.attrs["stride"][1],
+            **_sizes(x, y, taps, op),
             "dilation_h": op.attrs["dilation"][0],
             "dilation_w": op.attrs["dilation"][1],
             "pad_top": op.attrs["padding"][0],
@@ -100,14 +91,9 @@ def conv(function: str, channel_axis: int) -> Calls:
     return calls
 
 
-def transpose_conv(graph: Graph, op: Op, where: str) -> tuple[Call, ...]:
-    """Return the call of a transposed convolution."""
-    x, y = edges(graph, op, where)
-    taps = weights(graph, op.inputs[1], where)
-    constants = requantization(graph, op)
-    values = bias(graph, op, 2, len(taps), where)
-    check_reach(values, np.abs(taps.astype(np.int64)).sum(axis=(1, 2, 3)), where)
-    sizes = {
+def _sizes(x: Tensor, y: Tensor, taps: np.ndarray, op: Op) -> dict[str, int]:
+    """Return the sizes that a convolution and a transposed one both have; `taps` is (.., kernel_h, kernel_w, ..)."""
+    return {
         "in_h": x.shape[1],
         "in_w": x.shape[2],
         "in_c": x.shape[3],
@@ -119,9 +105,18 @@ def transpose_conv(graph: Graph, op: Op, where: str) -> tuple[Call, ...]:
         "stride_h": op.attrs["stride"][0],
         "stride_w": op.attrs["stride"][1],
     }
+
+
+def transpose_conv(graph: Graph, op: Op, where: str) -> tuple[Call, ...]:
+    """Return the call of a transposed convolution."""
+    x, y = edges(graph, op, where)
+    taps = weights(graph, op.inputs[1], where)
+    constants = requantization(graph, op)
+    values = bias(graph, op, 2, len(taps), where)
+    check_reach(values, np.abs(taps.astype(np.int64)).sum(axis=(1, 2, 3)), where)
     cuts = {"pad_top": op.attrs["padding"][0], "pad_left": op.attrs["padding"][2]}
     fields: dict[str, Field] = {
-        **u16(sizes, where),
+        **u16(_sizes(x, y, taps, op), where),
         **{name: within(value, -0x8000, 0x7FFF, name, where) for name, value in cuts.items()},
         "in_zero": constants.input_zero_point,
         "out_zero": constants.output_zero_point,

@@ -15,13 +15,13 @@ from tinykd.export.passes.lower_padding import lower_padding
 from tinykd.export.passes.merge_moves import merge_moves
 from tinykd.export.passes.pad_to_same import pad_to_same
 from tinykd.export.passes.remove_channels import remove_channels
-from tinykd.export.passes.remove_dead_ops import remove_dead_ops
 from tinykd.export.passes.remove_identities import remove_identities
 from tinykd.export.passes.separate_fixed import separate_fixed
 from tinykd.export.passes.share_duplicates import share_duplicates
 from tinykd.export.passes.squeeze_mean import squeeze_mean
 from tinykd.export.passes.undo_concat_split import undo_concat_split
 from tinykd.ir import Graph, verify
+from tinykd.ir.dead_ops import remove_dead_ops
 
 Pass = Callable[[Graph], Graph]
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from tinykd.export.passes.remove_dead_ops import remove_dead_ops
 from tinykd.ir import Graph, Op
+from tinykd.ir.dead_ops import remove_dead_ops
 
 _TOLERANCE = 1e-4
 

@@ -16,6 +16,7 @@ from tinykd.errors import InvalidModelError, UnsupportedModelError
 from tinykd.formats.guard import broken_file
 from tinykd.formats.onnx.layout import Value, channels_last, reshaped, runs, value_of
 from tinykd.ir import Graph, Op, Quant, Tensor, verify
+from tinykd.ir.dead_ops import remove_dead_ops
 
 OPSETS = (13, 24)
 """The oldest and the newest opset whose nodes are known to mean what is read here."""
@@ -123,7 +124,7 @@ class Reader:
         """
         inputs, outputs = self.walk()
         graph = Graph(self.name, self.tensors, tuple(self.ops), inputs, outputs)
-        return verify(_without_dead_ops(graph))
+        return verify(remove_dead_ops(graph))
 
     def walk(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Read every node; return the tensors of the graph's inputs and outputs."""
@@ -440,13 +441,3 @@ class Node:
 
 def _onnx_type(value: np.ndarray) -> int:
     return helper.np_dtype_to_tensor_dtype(value.dtype)
-
-
-def _without_dead_ops(graph: Graph) -> Graph:
-    """Return the graph without ops that no output needs."""
-    needed, kept = set(graph.outputs), []
-    for op in reversed(graph.ops):
-        if needed & set(op.outputs):
-            needed.update(op.inputs)
-            kept.append(op)
-    return graph.with_ops(kept[::-1])

@@ -19,4 +19,17 @@ static inline int32_t tk_broadcast_start(const tk_broadcast_t *shape, const int3
     return plane / shape->size[1] * step[0] + plane % shape->size[1] * step[1] + last * step[2];
 }
 
+/* For each pair of elements of the operands, in the output's order: *y++ = value, an expression of the pointers `first` and
+ * `second` to the pair. */
+#define TK_FOR_EACH_PAIR(shape, a, b, y, value)                                                   \
+    for (int32_t row = 0; row < tk_broadcast_rows(shape); row++) {                                \
+        const int8_t *first = (a) + tk_broadcast_start(shape, (shape)->a_step, row);              \
+        const int8_t *second = (b) + tk_broadcast_start(shape, (shape)->b_step, row);             \
+        for (int32_t i = 0; i < (shape)->size[TK_BROADCAST_LAST]; i++) {                          \
+            *(y)++ = (value);                                                                     \
+            first += (shape)->a_step[TK_BROADCAST_LAST];                                          \
+            second += (shape)->b_step[TK_BROADCAST_LAST];                                         \
+        }                                                                                         \
+    }
+
 #endif

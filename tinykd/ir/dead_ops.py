@@ -1,8 +1,8 @@
-"""Removes ops whose outputs nobody reads."""
+"""The pass that needs nothing but the graph: removes ops whose outputs nobody reads. Readers use it, too."""
 
 from __future__ import annotations
 
-from tinykd.ir import Graph, Op
+from tinykd.ir.graph import Graph, Op
 
 
 def remove_dead_ops(graph: Graph) -> Graph:
