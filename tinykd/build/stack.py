@@ -24,6 +24,8 @@ EXCEPTION_FRAME_BYTES = 26 * 4 + 4
 LIBRARY_ALLOWANCE_BYTES = 64
 LIBRARY_LEAVES = frozenset(
     {"memcpy", "memset", "memmove", "memcmp", "strlen", "__aeabi_memcpy", "__aeabi_memset", "__aeabi_uldivmod"}
+    # ARMv6-M only: at most seven registers (28 B) in libgcc, nothing called but handlers of a division by zero.
+    | {"__aeabi_idiv", "__aeabi_idivmod", "__aeabi_uidiv", "__aeabi_uidivmod", "__aeabi_lmul", "__clzsi2"}
 )
 
 _NODE = re.compile(r'^node: \{ title: "([^"]+)" label: "((?:[^"\\]|\\.)*)"')
@@ -82,14 +84,15 @@ def bound(graph: CallGraph) -> StackBound:
     Raises:
         InternalError: recursion, a call through a pointer, or a library function of unknown depth.
     """
-    main = _deepest(graph, ENTRY)
-    fault = _deepest(graph, FAULT)
+    main = deepest(graph, ENTRY)
+    fault = deepest(graph, FAULT)
     exception = ("(exception frame)", EXCEPTION_FRAME_BYTES)
     path = (*main.path, exception, *fault.path)
     return StackBound(main.total_bytes + EXCEPTION_FRAME_BYTES + fault.total_bytes, path)
 
 
-def _deepest(graph: CallGraph, entry: str) -> StackBound:
+def deepest(graph: CallGraph, entry: str) -> StackBound:
+    """Return the deepest path from a function; raises InternalError as `bound`, and where `entry` is unknown."""
     if entry not in graph.frames:
         raise InternalError(f"the call graphs do not contain {entry}")
     done: dict[str, StackBound] = {}

@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -177,27 +177,34 @@ def _run_gcc(project: Project, folder: Path, work: Path) -> Compiled:
     return Compiled(elf, work / "firmware.map", tuple(path.with_suffix(".ci") for path in objects))
 
 
-def compile_files(
-    sources: Sequence[str], folder: Path, compile_flags: Sequence[str], link_flags: Sequence[str]
-) -> Path:
-    """Compile and link C files that stand below `folder`; an object newer than every file there is used again.
+def compile_objects(
+    sources: Sequence[str], folder: Path, flags: Sequence[str], inputs: Iterable[Path] = ()
+) -> list[Path]:
+    """Compile C files that stand below `folder`; return the objects, below `folder`/objects with their call graphs.
 
-    Returns:
-        the ELF, `folder`/firmware.elf; the call graphs (`.ci`) stand beside the objects in `folder`/objects.
+    An object is used again when it is newer than its source and than every file of `inputs` (headers, say).
 
     Raises:
         ToolchainError: the compiler is missing or reports an error.
     """
     folder = folder.resolve()
     work = folder / "objects"
-    headers = max((path.stat().st_mtime_ns for path in folder.rglob("*.h")), default=0)
+    newest = max((path.stat().st_mtime_ns for path in inputs), default=0)
     for source in sources:
         made = (work / source).with_suffix(".o")
-        if made.exists() and made.stat().st_mtime_ns <= max(headers, (folder / source).stat().st_mtime_ns):
+        if made.exists() and made.stat().st_mtime_ns <= max(newest, (folder / source).stat().st_mtime_ns):
             made.unlink()
-    objects = _compile(sources, folder, work, compile_flags)
-    elf = folder / "firmware.elf"
-    _run([_compiler(), *link_flags, *map(str, objects), "-o", str(elf)], folder, "linking")
+    return _compile(sources, folder, work, flags)
+
+
+def link_objects(objects: Sequence[Path], folder: Path, flags: Sequence[str]) -> Path:
+    """Link objects in `folder`, where relative names in `flags` count from; return the ELF, `folder`/firmware.elf.
+
+    Raises:
+        ToolchainError: the linker is missing or reports an error.
+    """
+    elf = folder.resolve() / "firmware.elf"
+    _run([_compiler(), *flags, *map(str, objects), "-o", str(elf)], folder.resolve(), "linking")
     return elf
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import bisect
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -145,7 +146,7 @@ class BareModel:
     def __init__(self, elf: Path, core: str, num_ops: int) -> None:
         self.machine = BareMachine(elf, core)
         self.num_ops = num_ops
-        self.arena = self.machine.call("tk_model_arena")
+        self._arena = self.machine.call("tk_model_arena")
         self._input = self.machine.call("tk_model_input")
         self._output = self.machine.call("tk_model_output")
 
@@ -154,7 +155,7 @@ class BareModel:
         self.load(x)
         for op in range(self.num_ops):
             self.machine.call("tk_model_run_op", op)
-        return self.machine.read(self._output, output_bytes)
+        return self.output(output_bytes)
 
     def load(self, x: np.ndarray) -> None:
         """Write an input and forget earlier inferences."""
@@ -162,5 +163,29 @@ class BareModel:
         self.machine.write(self._input, np.ascontiguousarray(x, np.int8).tobytes())
 
     def run_op(self, op: int) -> Profile:
-        """Run one op of the sequence and count."""
+        """Run one op of the sequence and count; the dispatch to it (`tk_model_run_op`) is left out."""
         return self.machine.profile(f"tk_op_{op:03d}")
+
+    def infer(self, x: np.ndarray, after_op: Callable[[int, Profile], None] | None = None) -> int:
+        """Run one inference with an empty state and return the instructions of all its ops, their dispatch included.
+
+        Args:
+            x: int8.
+            after_op: called behind each op with its number and what it took.
+        """
+        self.load(x)
+        total = 0
+        for op in range(self.num_ops):
+            profile = self.machine.profile("tk_model_run_op", op)
+            total += profile.instructions
+            if after_op is not None:
+                after_op(op, profile)
+        return total
+
+    def arena(self, offset: int, size: int) -> bytes:
+        """Return bytes of the arena."""
+        return self.machine.read(self._arena + offset, size)
+
+    def output(self, size: int) -> bytes:
+        """Return the output's bytes."""
+        return self.machine.read(self._output, size)

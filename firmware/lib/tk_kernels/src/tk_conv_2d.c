@@ -3,9 +3,10 @@
 #include "tk_kernels.h"
 #include "tk_window.h"
 
-/* One output pixel, any part of whose window may lie in the padding. */
-static __attribute__((noinline)) void border_pixel(const tk_conv_2d_t *restrict p, const int8_t *restrict x, tk_window_t rows,
-                                                   tk_window_t columns, int8_t *restrict y)
+/* One output pixel, any part of whose window may lie in the padding. (Windows come by reference: gcc's
+ * report of a frame leaves out the part of an argument that it spreads over registers and stack.) */
+static __attribute__((noinline)) void border_pixel(const tk_conv_2d_t *restrict p, const int8_t *restrict x, const tk_window_t *rows,
+                                                   const tk_window_t *columns, int8_t *restrict y)
 {
     const int32_t row_weights = p->kernel_w * p->in_c;
     const int32_t filter = p->kernel_h * row_weights;
@@ -16,20 +17,20 @@ static __attribute__((noinline)) void border_pixel(const tk_conv_2d_t *restrict 
         const int8_t *w1 = p->weights + other * filter;
         int32_t acc[2] = {p->bias[channel], p->bias[other]};
         for (int32_t row = 0; row < p->kernel_h; row++, w0 += row_weights, w1 += row_weights) {
-            if (row < rows.first || row >= rows.last) {
+            if (row < rows->first || row >= rows->last) {
                 tk_sum_2(w0, w1, p->in_zero, row_weights, acc);
                 continue;
             }
-            const int8_t *line = x + (rows.origin + row * p->dilation_h) * p->in_w * p->in_c;
-            const int32_t before = columns.first * p->in_c;
-            const int32_t after = columns.last * p->in_c;
+            const int8_t *line = x + (rows->origin + row * p->dilation_h) * p->in_w * p->in_c;
+            const int32_t before = columns->first * p->in_c;
+            const int32_t after = columns->last * p->in_c;
             tk_sum_2(w0, w1, p->in_zero, before, acc);
             if (p->dilation_w == 1) {
-                tk_dot_2x1(w0 + before, w1 + before, line + columns.origin * p->in_c + before, after - before, acc);
+                tk_dot_2x1(w0 + before, w1 + before, line + columns->origin * p->in_c + before, after - before, acc);
             } else {
-                for (int32_t tap = columns.first; tap < columns.last; tap++) {
+                for (int32_t tap = columns->first; tap < columns->last; tap++) {
                     tk_dot_2x1(w0 + tap * p->in_c, w1 + tap * p->in_c,
-                               line + (columns.origin + tap * p->dilation_w) * p->in_c, p->in_c, acc);
+                               line + (columns->origin + tap * p->dilation_w) * p->in_c, p->in_c, acc);
                 }
             }
             tk_sum_2(w0 + after, w1 + after, p->in_zero, row_weights - after, acc);
@@ -82,7 +83,7 @@ void tk_conv_2d(const tk_conv_2d_t *restrict p, const int8_t *restrict x, int8_t
                 y += 2 * p->out_c;
                 column += 2;
             } else {
-                border_pixel(p, x, rows, columns, y);
+                border_pixel(p, x, &rows, &columns, y);
                 y += p->out_c;
                 column += 1;
             }
