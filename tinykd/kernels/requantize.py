@@ -167,9 +167,9 @@ def saturating(
 
 def _constant_channels(constants: Requantization, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return which channels have one output whatever comes in, bool, and the output for the least sum, int64."""
-    # Requantisation never falls as the sum rises: equal ends mean equal everywhere.
+    # Equal ends mean equal everywhere, as no output falls when the sum rises; only shifts to the left may wrap around.
     least, largest = plain(constants, np.stack([low, high]))
-    return least == largest, least
+    return (least == largest) & (np.array(constants.shifts) <= 0), least
 
 
 def _offsets(
