@@ -92,6 +92,18 @@ static inline int32_t tk_smmlar(int32_t a, int32_t b, int32_t addend)
 #endif
 }
 
+/* addend + a * b / 2^32, the product rounded down; wraps around. */
+static inline int32_t tk_smmla(int32_t a, int32_t b, int32_t addend)
+{
+#if TK_HAS_DSP
+    int32_t result;
+    __asm__("smmla %0, %1, %2, %3" : "=r"(result) : "r"(a), "r"(b), "r"(addend));
+    return result;
+#else
+    return (int32_t)((uint32_t)(int32_t)(((int64_t)a * b) >> 32) + (uint32_t)addend);
+#endif
+}
+
 /* x limited to -128 .. 127. */
 static inline int32_t tk_ssat8(int32_t x)
 {

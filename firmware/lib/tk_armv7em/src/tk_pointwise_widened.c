@@ -1,0 +1,6 @@
+#include "tk_pointwise.h"
+
+void tk_pointwise_widened(const tk_pointwise_t *params, const int8_t *x, int8_t *y, int8_t *scratch)
+{
+    tk_pointwise(params, x, y, scratch, tk_rows_widened_2, tk_rows_widened_1);
+}

@@ -1,0 +1,76 @@
+/* int8 inputs -> columns of int16 quads, as tk_armv7em_rows.h describes them.
+ *
+ * `count` inputs give (count + 3) / 4 quads; the excess of the last one is 0. Nothing beyond `count` inputs is read. Inputs may
+ * stand at any address, `to` is aligned to 4 bytes. Each function returns where the next quad belongs.
+ */
+#ifndef TK_WIDEN_H
+#define TK_WIDEN_H
+
+#include <stdint.h>
+
+#include "tk_dsp.h"
+
+/* The last count % 4 inputs as a word, filled up with 0. */
+static inline int32_t tk_widen_tail(const int8_t *x, int32_t count)
+{
+    int32_t word = 0;
+    __builtin_memcpy(&word, x, (uint32_t)count & 3U);
+    return word;
+}
+
+/* One column. */
+static inline int32_t *tk_widen_1(int32_t *to, const int8_t *x, int32_t count)
+{
+    for (const int8_t *end = x + (count & ~3); x != end; x += 4) {
+        const int32_t word = tk_load4(x);
+        *to++ = tk_sxtb16(word);
+        *to++ = tk_sxtb16_odd(word);
+    }
+    if (count & 3) {
+        const int32_t word = tk_widen_tail(x, count);
+        *to++ = tk_sxtb16(word);
+        *to++ = tk_sxtb16_odd(word);
+    }
+    return to;
+}
+
+/* One quad of two interleaved columns. */
+static inline int32_t *tk_widen_quad_2(int32_t *to, int32_t word0, int32_t word1)
+{
+    to[0] = tk_sxtb16(word0);
+    to[1] = tk_sxtb16(word1);
+    to[2] = tk_sxtb16_odd(word0);
+    to[3] = tk_sxtb16_odd(word1);
+    return to + 4;
+}
+
+/* Two interleaved columns from x0 and x1. */
+static inline int32_t *tk_widen_2(int32_t *to, const int8_t *x0, const int8_t *x1, int32_t count)
+{
+    for (const int8_t *end = x0 + (count & ~3); x0 != end; x0 += 4, x1 += 4) {
+        to = tk_widen_quad_2(to, tk_load4(x0), tk_load4(x1));
+    }
+    if (count & 3) {
+        to = tk_widen_quad_2(to, tk_widen_tail(x0, count), tk_widen_tail(x1, count));
+    }
+    return to;
+}
+
+/* One of two interleaved columns: `to` is that column's first word, the other one's words stay as they are. */
+static inline int32_t *tk_widen_1_of_2(int32_t *to, const int8_t *x, int32_t count)
+{
+    for (const int8_t *end = x + (count & ~3); x != end; x += 4, to += 4) {
+        const int32_t word = tk_load4(x);
+        to[0] = tk_sxtb16(word);
+        to[2] = tk_sxtb16_odd(word);
+    }
+    if (count & 3) {
+        const int32_t word = tk_widen_tail(x, count);
+        to[0] = tk_sxtb16(word);
+        to[2] = tk_sxtb16_odd(word);
+        to += 4;
+    }
+    return to;
+}
+
+#endif
