@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "optimize": ("tinykd.commands.optimize", "Write a smaller .tflite that computes the same, bit for bit."),
     "plan": ("tinykd.commands.plan", "Lay out SRAM and flash, and prove that they fit the board."),
     "build": ("tinykd.commands.build", "Generate C and compile the firmware."),
+    "tune": ("tinykd.commands.tune", "Measure the kernels that could run a model, and keep the best."),
     "flash": ("tinykd.commands.flash", "Write the firmware to a board."),
     "bench": ("tinykd.commands.bench", "Run the firmware on a board or emulator: outputs, instructions, latency."),
     "show": ("tinykd.commands.show", "Show a model op by op: shapes, scales, MACs, bytes, and a drawing."),
@@ -156,6 +157,7 @@ def _fail(verb: str, message: str, next_step: str, exit_code: int, error: BaseEx
 
 # Import name -> extra that brings it. What is not here belongs to the base.
 _EXTRAS = {
+    "capstone": "sim",
     "mlxtend": "train",
     "onnx": "train",
     "PIL": "train",

@@ -23,7 +23,10 @@ PLAN_FILE = "plan.json"
 
 def board_inputs(target: Target, board: Board) -> dict[str, str]:
     """Return the input hashes of everything that is made from a model for a board."""
-    return {"model.tflite": target.sha256(), "board": board.digest()}
+    from tinykd.kernels.tuning import user_digest
+
+    tuned = user_digest()
+    return {"model.tflite": target.sha256(), "board": board.digest(), **({"tuned": tuned} if tuned else {})}
 
 
 def find_fresh(

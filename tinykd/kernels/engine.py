@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from tinykd.ir import Graph, Op
+from tinykd.kernels.tuning import measured_choices
 
 Isa = Literal["portable", "armv7em"]
 OptimizeFor = Literal["speed", "balanced", "size"]
@@ -37,8 +38,9 @@ PORTABLE = Engine()
 
 
 def engine_for(core: str, optimize_for: OptimizeFor = "balanced") -> Engine:
-    """Return the engine for a core ("cortex-m7")."""
-    return Engine(_ISAS.get(core, "portable"), optimize_for)
+    """Return the engine for a core ("cortex-m7"), with what `tinykd tune` measured for its kernels."""
+    isa = _ISAS.get(core, "portable")
+    return Engine(isa, optimize_for, {} if isa == "portable" else measured_choices(optimize_for))
 
 
 def signature(graph: Graph, op: Op) -> str:
