@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
+from fuzzing.device import Emulated, device_part, expected_of
 from fuzzing.judge import IsolatedTflm
 from fuzzing.record import Values
 from tinykd.export import parity, reference
@@ -36,7 +38,8 @@ class Problem:
     inputs: Values | None = None
 
 
-Rule = Callable[[Graph, IsolatedTflm, "Values | None"], "Problem | None"]
+Judge = IsolatedTflm | Emulated
+Rule = Callable[[Graph, Any, "Values | None"], "Problem | None"]
 
 
 def sample_inputs(graph: Graph) -> Values:
@@ -109,22 +112,50 @@ def _changed(label: str, expected: Values, found: Values, inputs: Values) -> Pro
     return None
 
 
+def on_device(graph: Graph, judge: Emulated, inputs: Values | None = None) -> Problem | None:
+    """The generated C computes every activation of the reference, and touches nothing else."""
+    part = device_part(graph)
+    if part is None:
+        return None
+    if inputs is None or part is not graph:
+        inputs = sample_inputs(part)
+    device = judge.device(part)
+    fault = device.first_fault(inputs, expected_of(part, inputs), watched=SAMPLES - 1)
+    if fault is None:
+        return None
+    kernel = next((op.kernel for op in device.generated.ops if op.graph_op == fault.op), "nothing")
+    op = part.ops[fault.op]
+    return Problem(
+        f"{judge}: op {fault.op} ({op.kind}, {kernel}), sample {fault.sample}: {fault.text}",
+        graph.ops.index(op),
+        {name: value[fault.sample : fault.sample + 1] for name, value in inputs.items()} if part is graph else None,
+    )
+
+
 RULES: Mapping[str, Rule] = MappingProxyType(
     {"round trip": round_trip, "equals TFLM": equals_tflm, "optimized": optimized}
 )
+"""Rules of a judge that is TFLite Micro."""
+DEVICE_RULES: Mapping[str, Rule] = MappingProxyType({"on the device": on_device})
+"""Rules of a judge that is an emulated core."""
 
 
-def examine(rule: str, graph: Graph, judge: IsolatedTflm, inputs: Values | None = None) -> Problem | None:
+def rules_of(judge: Judge) -> Mapping[str, Rule]:
+    """Return the rules that a judge can tell."""
+    return DEVICE_RULES if isinstance(judge, Emulated) else RULES
+
+
+def examine(rule: str, graph: Graph, judge: Judge, inputs: Values | None = None) -> Problem | None:
     """Return what is wrong with a graph by one rule; whatever is raised on the way is wrong, too."""
     try:
-        return RULES[rule](graph, judge, inputs)
+        return rules_of(judge)[rule](graph, judge, inputs)
     except Exception as error:
         return Problem(f"{type(error).__name__}: {error}")
 
 
-def examine_all(graph: Graph, judge: IsolatedTflm) -> tuple[str, Problem] | None:
+def examine_all(graph: Graph, judge: Judge) -> tuple[str, Problem] | None:
     """Return the first rule that a graph breaks, and what is wrong, or None."""
-    for rule in RULES:
+    for rule in rules_of(judge):
         if problem := examine(rule, graph, judge):
             return rule, problem
     return None
@@ -142,7 +173,7 @@ def single_op(graph: Graph, op: Op) -> Graph:
     return Graph(graph.name, tensors, (op,), inputs, op.outputs)
 
 
-def reduced(rule: str, graph: Graph, problem: Problem, judge: IsolatedTflm) -> tuple[Graph, Problem]:
+def reduced(rule: str, graph: Graph, problem: Problem, judge: Judge) -> tuple[Graph, Problem]:
     """Return the op that breaks the rule by itself, on the values that reach it in the graph, where there is one."""
     for index in range(len(graph.ops)) if problem.op is None else (problem.op,):
         small = single_op(graph, graph.ops[index])

@@ -6,6 +6,7 @@ a graph that fails shrinks to one that a person can read.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -24,6 +25,11 @@ OCTAVE = 1 << 10
 LEAST_SCALE, LARGEST_SCALE = 2.0**-22, 2.0**16
 """Between these a quantised 6 still fits int32, and a product of two scales is a normal float32 number."""
 ZERO_POINTS = (0, -128, 127, -1)
+WIDE_SIDES = (1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 13, 16, 20)
+WIDE_CHANNELS = (4, 8, 1, 2, 3, 5, 7, 12, 16, 33, 6, 10, 24, 40)
+"""Around the blocks in which kernels work: whole ones, and what is left over of one."""
+WIDE_MACS = 150_000
+"""Of an op of a wide model: the reference and an emulator that looks at every access must be quick."""
 
 
 class Frame:
@@ -31,13 +37,15 @@ class Frame:
 
     Args:
         draw: hypothesis' draw function.
+        wide: sizes that matter to the kernels: more channels, larger maps, uneven padding.
 
     Attributes:
         follows: the next op reads the latest activation that it can.
     """
 
-    def __init__(self, draw: Callable[[st.SearchStrategy[Any]], Any]) -> None:
+    def __init__(self, draw: Callable[[st.SearchStrategy[Any]], Any], *, wide: bool = False) -> None:
         self._draw = draw
+        self.wide = wide
         self.tensors: dict[str, Tensor] = {}
         self.ops: list[Op] = []
         self.inputs: list[str] = []
@@ -119,7 +127,7 @@ class Frame:
         self,
         ranks: Sequence[int] = (4, 3, 2, 5),
         *,
-        largest: int = 4 * MAX_ELEMENTS,
+        largest: int | None = None,
         least_scale: float = 0.0,
         batch_one: bool = False,
     ) -> str:
@@ -127,10 +135,12 @@ class Frame:
 
         Args:
             ranks: the ranks that the op takes.
-            largest: its most elements.
+            largest: its most elements; None: 4 * MAX_ELEMENTS, more in a wide model.
             least_scale: its smallest scale.
             batch_one: whether its first dimension must be 1.
         """
+        if largest is None:
+            largest = (12 if self.wide else 4) * MAX_ELEMENTS
         found = [
             name
             for name in reversed(self.activations())
@@ -151,7 +161,19 @@ class Frame:
 
     def new_shape(self, rank: int) -> Shape:
         """Draw the shape of an activation: (1, ...)."""
+        if self.wide and rank < 5:
+            channels = self.choice(WIDE_CHANNELS)
+            sides = [self.choice(WIDE_SIDES) for _ in range(rank - 2)]
+            while channels * math.prod(sides) > 4 * MAX_ELEMENTS:
+                sides = [max(side // 2, 1) for side in sides]
+            return (1, *sides, channels)
         return (1, *(self.integer(1, 8 if rank < 5 else 4) for _ in range(rank - 1)))
+
+    def channels(self, most: int, macs: int) -> int:
+        """Draw a layer's number of outputs: at most `most`; by the `macs` of each output in a wide model."""
+        if not self.wide:
+            return self.integer(1, most)
+        return self.choice([count for count in WIDE_CHANNELS if count * macs <= WIDE_MACS] or [1])
 
     def data(self, shape: Shape, dtype: str, low: int, high: int) -> np.ndarray:
         """Draw a constant's integers: all equal, noise, or the ends of the range."""

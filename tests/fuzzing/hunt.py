@@ -10,8 +10,7 @@ from importlib.metadata import version
 import hypothesis
 from hypothesis import HealthCheck, Phase, given, settings
 
-from fuzzing.check import examine_all, reduced
-from fuzzing.judge import IsolatedTflm
+from fuzzing.check import Judge, examine_all, reduced
 from fuzzing.kinds import MOST_OPS, graphs
 from fuzzing.record import Failure
 from tinykd.ir import Graph
@@ -39,11 +38,21 @@ class _BrokenRuleError(Exception):
 
 
 def hunt(
-    kind: str, seed: int, count: int, kinds: tuple[str, ...], judge: IsolatedTflm, most_ops: int = MOST_OPS
+    kind: str,
+    seed: int,
+    count: int,
+    kinds: tuple[str, ...],
+    judge: Judge,
+    most_ops: int = MOST_OPS,
+    *,
+    wide: bool = False,
 ) -> Catch:
     """Examine `count` graphs of `kinds` that each contain an op of `kind`; stop at the first that breaks a rule.
 
     The same seed draws the same graphs with the same version of hypothesis.
+
+    Args:
+        wide: see `graphs`.
     """
     catch = Catch()
     broken: list[tuple[Graph, str]] = []
@@ -58,7 +67,7 @@ def hunt(
         suppress_health_check=list(HealthCheck),
         phases=(Phase.generate, Phase.shrink),
     )
-    @given(graphs(kind, kinds, most_ops))
+    @given(graphs(kind, kinds, most_ops, wide=wide))
     def examine_one(graph: Graph) -> None:
         if found := examine_all(graph, judge):
             broken.append((graph, found[0]))
@@ -83,7 +92,8 @@ def hunt(
             problem.text,
             graph,
             problem.inputs,
-            f"python -m benchmarks.fuzz --kind {kind} --seed {seed} --count {count} --most-ops {most_ops}; "
+            f"python -m benchmarks.fuzz --kind {kind} --seed {seed} --count {count} --most-ops {most_ops}"
+            f"{judge.options}; "
             f"Python {platform.python_version()}, {versions}",
         )
     return catch

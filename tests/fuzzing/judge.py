@@ -21,7 +21,7 @@ class JudgeDiedError(Exception):
 class IsolatedTflm:
     """A judge for `parity.compare_judge` (its `TflmJudge`, reached through a pipe)."""
 
-    name, exact = "tflite-micro", True
+    name, exact, options = "tflite-micro", True, ""
 
     def __init__(self) -> None:
         self.version = ""

@@ -11,7 +11,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from fuzzing.frame import LARGEST_SCALE, LEAST_SCALE, MAX_ELEMENTS, Frame, Shape
-from tinykd.ir import ACTIVATIONS, SPECS, Graph, Quant, same_padding
+from tinykd.ir import ACTIVATIONS, SPECS, Graph, Quant, conv_output_size, same_padding
 
 NOISE = 74.0
 """Standard deviation of uniform int8 noise."""
@@ -34,11 +34,41 @@ def _valid_sides(frame: Frame, size: int, *, window: int = 5) -> tuple[int, int,
     return kernel, stride, dilation, (0, 0)
 
 
+def _uneven_sides(frame: Frame, size: int) -> tuple[int, int, int, tuple[int, int]]:
+    """Draw what our engine is given once PADs are folded: any padding, up to more than the kernel, on either side."""
+    kernel = frame.choice([k for k in (3, 1, 2, 5, 7) if k <= size + 4] or [1])
+    before, after = frame.integer(0, kernel), frame.integer(0, kernel)
+    after = max(after, kernel - size - before)
+    return kernel, frame.choice((1, 2, 3)), 1, (before, after)
+
+
 def _window(frame: Frame, shape: Shape) -> tuple[tuple[int, int], dict[str, Any]]:
     """Draw the kernel and the other attributes of a convolution over (1, H, W, C)."""
+    if frame.wide and frame.flag():
+        (k_h, s_h, d_h, p_h), (k_w, s_w, d_w, p_w) = (_uneven_sides(frame, size) for size in shape[1:3])
+        if frame.flag():
+            # Square, as nearly all are.
+            k_w, s_w = k_h, s_h
+            p_w = (p_h[0], max(p_h[1], k_w - shape[2] - p_h[0]))
+        return (k_h, k_w), {"stride": (s_h, s_w), "dilation": (d_h, d_w), "padding": (*p_h, *p_w)}
+    if frame.wide and frame.flag():
+        kernel, stride = frame.choice((1, 3, 3, 5, 7)), frame.choice((1, 1, 2))
+        padding = (same_padding(size, kernel, stride) for size in shape[1:3])
+        attrs = {"stride": (stride, stride), "dilation": (1, 1), "padding": tuple(p for pair in padding for p in pair)}
+        return (kernel, kernel), attrs
     side = _sides if frame.flag() else _valid_sides
     (k_h, s_h, d_h, p_h), (k_w, s_w, d_w, p_w) = side(frame, shape[1]), side(frame, shape[2])
     return (k_h, k_w), {"stride": (s_h, s_w), "dilation": (d_h, d_w), "padding": (*p_h, *p_w)}
+
+
+def _out_sides(shape: Shape, kernel: tuple[int, int], attrs: dict[str, Any]) -> tuple[int, int]:
+    """Return height and width of a convolution's output."""
+    pads = (attrs["padding"][:2], attrs["padding"][2:])
+    rows, columns = (
+        conv_output_size(*values)
+        for values in zip(shape[1:3], kernel, attrs["stride"], pads, attrs["dilation"], strict=True)
+    )
+    return rows, columns
 
 
 def _activation(frame: Frame) -> str:
@@ -94,7 +124,8 @@ def _product(
 def _conv_2d(frame: Frame) -> None:
     x = frame.pick((4,), batch_one=True)
     kernel, attrs = _window(frame, frame.shape(x))
-    depth, channels = frame.shape(x)[3], frame.integer(1, 6)
+    depth = frame.shape(x)[3]
+    channels = frame.channels(6, math.prod(_out_sides(frame.shape(x), kernel, attrs)) * math.prod(kernel) * depth)
     weights = _weights(frame, (channels, *kernel, depth), 0, per_tensor=frame.flag())
     _product(frame, "conv_2d", x, weights, channels, math.prod(kernel) * depth, None, **attrs)
 
@@ -102,7 +133,7 @@ def _conv_2d(frame: Frame) -> None:
 def _depthwise_conv_2d(frame: Frame) -> None:
     x = frame.pick((4,), batch_one=True)
     kernel, attrs = _window(frame, frame.shape(x))
-    channels = frame.shape(x)[3] * frame.choice((1, 1, 2, 3))
+    channels = frame.shape(x)[3] * frame.choice((1, 1, 1, 1, 2, 3) if frame.wide else (1, 1, 2, 3))
     weights = _weights(frame, (1, *kernel, channels), 3, per_tensor=frame.flag())
     _product(frame, "depthwise_conv_2d", x, weights, channels, math.prod(kernel), None, **attrs)
 
@@ -129,7 +160,8 @@ def _transpose_conv(frame: Frame) -> None:
 
 
 def _fully_connected(frame: Frame) -> None:
-    x, channels = frame.pick(largest=MAX_ELEMENTS), frame.integer(1, 8)
+    x = frame.pick(largest=MAX_ELEMENTS)
+    channels = frame.channels(8, frame.size(x))
     shape = frame.shape(x)
     flat = frame.flag()
     depth = frame.size(x) if flat else shape[-1]
@@ -480,12 +512,20 @@ def int8_kinds() -> set[str]:
 
 @st.composite
 def graphs(
-    draw: Callable[[st.SearchStrategy[Any]], Any], kind: str, kinds: tuple[str, ...], most_ops: int = MOST_OPS
+    draw: Callable[[st.SearchStrategy[Any]], Any],
+    kind: str,
+    kinds: tuple[str, ...],
+    most_ops: int = MOST_OPS,
+    *,
+    wide: bool = False,
 ) -> Graph:
-    """Draw an int8 graph of at most `most_ops` ops of the given kinds, one of which is an op of `kind`."""
-    frame = Frame(draw)
+    """Draw an int8 graph of at most `most_ops` ops of the given kinds, one of which is an op of `kind`.
+
+    A `wide` one has sizes that matter to the kernels, and paddings that no file can say.
+    """
+    frame = Frame(draw, wide=wide)
     frame.new_input(frame.new_shape(4))
-    if frame.flag():
+    if not wide and frame.flag():
         frame.new_input(frame.new_shape(frame.choice((4, 3, 2, 5))))
     count = frame.integer(1, most_ops)
     place = frame.integer(0, count - 1)

@@ -7,6 +7,7 @@ import ctypes
 import shutil
 import subprocess
 import tempfile
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -14,18 +15,26 @@ import numpy as np
 
 from tinykd.build import generate
 from tinykd.ir import DTYPES, Graph, MemoryPlan
+from tinykd.kernels import PORTABLE, Engine
 from tinykd.plan import plan_graph
 from tinykd.resources import find_resource
 
 HOST_COMPILER = shutil.which("gcc") or shutil.which("clang") or shutil.which("cc")
 _KERNELS = find_resource("firmware") / "lib" / "tk_kernels"
+_ARMV7EM = find_resource("firmware") / "lib" / "tk_armv7em"
+_INCLUDES = (_KERNELS / "include", _ARMV7EM / "include")
+_GAP_BYTES = 32
 FLAGS = ["-std=c11", "-O1", "-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Werror"]
 
 _MAIN = """
+#include <sanitizer/asan_interface.h>
 #include <stdio.h>
 #include "tk_model.h"
 int main(void)
 {
+    for (int i = 0; i < NUM_GAPS; i++) {
+        __asan_poison_memory_region(tk_model_arena() + gaps[i][0], (size_t)gaps[i][1]);
+    }
     while (fread(tk_model_input(), 1, tk_model_info.input_bytes, stdin) == tk_model_info.input_bytes) {
         tk_model_reset_state();
         for (uint32_t op = 0; op < tk_model_info.num_ops; op++) {
@@ -42,17 +51,29 @@ class HostModel:
     """A generated model on the host: the same C that a board gets.
 
     Args:
-        kernels: the kernel library to use; None takes the firmware's.
+        kernels: the portable kernel library to use; None takes the firmware's.
+        engine: whose kernels; the inner loops of those for other cores are their C twins here.
+        armv7em: the library of kernels for cores with the DSP extension; None takes the firmware's.
     """
 
-    def __init__(self, graph: Graph, folder: Path, kernels: Path | None = None, plan: MemoryPlan | None = None):
+    def __init__(
+        self,
+        graph: Graph,
+        folder: Path,
+        kernels: Path | None = None,
+        plan: MemoryPlan | None = None,
+        engine: Engine = PORTABLE,
+        armv7em: Path | None = None,
+    ):
         self.graph = graph
-        self.plan = plan or plan_graph(graph)
-        self.generated = generate(graph, self.plan, "00" * 32)
+        self.plan = plan or plan_graph(graph, engine=engine)
+        self.generated = generate(graph, self.plan, "00" * 32, engine)
         sources = _write_sources(self.generated.files, folder)
         library = folder / "model.so"
-        kernels = kernels or _KERNELS
-        _compile([*FLAGS, "-shared", "-fPIC", *sources, *_kernel_objects(kernels, ("-fPIC",)), "-o", str(library)])
+        objects = _kernel_objects(kernels or _KERNELS, ("-fPIC",))
+        if engine.isa == "armv7em":
+            objects += _kernel_objects(armv7em or _ARMV7EM, ("-fPIC",))
+        _compile([*FLAGS, "-shared", "-fPIC", *sources, *objects, "-o", str(library)])
         self.library = ctypes.CDLL(str(library))
         self.library.tk_model_input.restype = ctypes.c_void_p
         self.library.tk_model_arena.restype = ctypes.c_void_p
@@ -85,20 +106,43 @@ class HostModel:
         return np.frombuffer(ctypes.string_at(address, tensor.num_bytes), DTYPES[tensor.dtype]).reshape(tensor.shape)
 
 
-def run_sanitized(graph: Graph, x: np.ndarray, folder: Path) -> np.ndarray:
+def run_sanitized(graph: Graph, x: np.ndarray, folder: Path, engine: Engine = PORTABLE) -> np.ndarray:
     """Return the model's outputs (N, elements), computed by a program under AddressSanitizer and UBSan.
 
     Each input stands for itself: a model with memory forgets in between.
     """
-    sources = _write_sources(generate(graph, plan_graph(graph), "00" * 32).files, folder)
+    plan = plan_graph(graph, engine=engine)
+    sources = _write_sources(generate(graph, plan, "00" * 32, engine).files, folder)
     (folder / "main.c").write_text(_MAIN)
     program = folder / "model"
     sanitizers = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
-    objects = _kernel_objects(_KERNELS, sanitizers)
+    libraries = (_KERNELS, *([_ARMV7EM] if engine.isa == "armv7em" else []))
+    objects = [item for library in libraries for item in _kernel_objects(library, sanitizers)]
     _compile([*FLAGS, *sanitizers, *sources, str(folder / "main.c"), *objects, "-o", str(program)])
     done = subprocess.run([program], input=np.ascontiguousarray(x, np.int8).tobytes(), capture_output=True)
     assert done.returncode == 0, done.stderr.decode(errors="replace")[:2000]
     return np.frombuffer(done.stdout, DTYPES[graph.tensor(graph.outputs[0]).dtype]).reshape(len(x), -1)
+
+
+def _spread(plan: MemoryPlan) -> tuple[MemoryPlan, list[tuple[int, int]]]:
+    """Return a plan in which nothing shares memory, and its gaps (offset, bytes); a plan with aliases stays as it is."""
+    if any(item.alias_of for item in plan.placements):
+        return plan, []
+    offset, gaps = 0, []
+
+    def place(item):
+        nonlocal offset
+        placed = replace(item, offset=offset + _GAP_BYTES)
+        end = placed.offset + item.num_bytes
+        gaps.append((offset, _GAP_BYTES))
+        offset = -(-end // _GAP_BYTES) * _GAP_BYTES
+        gaps.append((end, offset - end))
+        return placed
+
+    placements = tuple(map(place, plan.placements))
+    scratch = tuple(map(place, plan.scratch))
+    gaps.append((offset, _GAP_BYTES))
+    return replace(plan, placements=placements, scratch=scratch, arena_bytes=offset + _GAP_BYTES), gaps
 
 
 def _compile(arguments: list[str]) -> None:
@@ -112,7 +156,7 @@ def _write_sources(files: dict[str, str], folder: Path) -> list[str]:
     for name, text in files.items():
         (folder / name).write_text(text)
     (folder / "tk_board.h").write_text('#define TK_BOARD_NAME "host"\n')
-    includes = [f"-I{path}" for path in (folder, find_resource("firmware") / "include", _KERNELS / "include")]
+    includes = [f"-I{path}" for path in (folder, find_resource("firmware") / "include", *_INCLUDES)]
     return [*includes, *map(str, sorted(folder.glob("tk_*.c")))]
 
 
@@ -124,5 +168,6 @@ def _kernel_objects(kernels: Path, flags: tuple[str, ...]) -> tuple[str, ...]:
     objects = []
     for source in sorted(kernels.glob("src/*.c")):
         objects.append(str(folder / f"{source.stem}.o"))
-        _compile([*FLAGS, *flags, f"-I{kernels / 'include'}", "-c", str(source), "-o", objects[-1]])
+        includes = [f"-I{path}" for path in (kernels / "include", *_INCLUDES)]
+        _compile([*FLAGS, *flags, *includes, "-c", str(source), "-o", objects[-1]])
     return tuple(objects)

@@ -1,0 +1,307 @@
+"""Runs a graph's generated C in the emulator, op by op, and watches every byte that an op reads, writes and leaves."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from elftools.elf.elffile import ELFFile
+from elftools.elf.sections import SymbolTableSection
+
+from fuzzing.record import Values
+from tinykd.build.bare import MEMORY_BYTES, SRAM_ORIGIN, build_bare, build_kernels
+from tinykd.build.codegen import GeneratedModel, generate
+from tinykd.export import reference
+from tinykd.ir import DTYPES, Graph, Op, verify
+from tinykd.kernels import Engine, OptimizeFor, engine_for
+from tinykd.plan import plan_graph
+from tinykd.run.bare import BareMachine
+
+GUARD_BYTES = 64
+"""Watched before and behind all variables of the image."""
+STACK_LIMIT_BYTES = 2048
+_SAVED = range(4, 12)
+_IT_STATE = 0x0600_FC00
+_STACK = range(SRAM_ORIGIN + MEMORY_BYTES - (1 << 16), SRAM_ORIGIN + MEMORY_BYTES)
+
+
+def device_part(graph: Graph) -> Graph | None:
+    """Return what the device computes of a graph, None where that is nothing.
+
+    Conversions from and to other types are the host's: an int8 tensor that one of them writes becomes an input.
+    """
+
+    def is_int8(name: str) -> bool:
+        tensor = graph.tensor(name)
+        return tensor.is_constant or tensor.variable or tensor.dtype == "int8"
+
+    ops = tuple(
+        op
+        for op in graph.ops
+        if all(map(is_int8, filter(None, op.inputs))) and (op.kind == "arg_max" or all(map(is_int8, op.outputs)))
+    )
+    if not ops or len(ops) == len(graph.ops):
+        return graph if ops else None
+    used = {name for op in ops for name in (*op.inputs, *op.outputs) if name}
+    written = {name for op in ops for name in op.outputs}
+    tensors = {name: tensor for name, tensor in graph.tensors.items() if name in used}
+    inputs = tuple(name for name, t in tensors.items() if name not in written and not t.is_constant and not t.variable)
+    outputs = tuple(name for name in written if name in graph.outputs) or ops[-1].outputs
+    return verify(replace(graph, tensors=tensors, ops=ops, inputs=inputs, outputs=outputs)) if inputs else None
+
+
+def single_ended(graph: Graph) -> Graph:
+    """Return the graph as the generator takes it: further inputs become variables, which a caller writes as well.
+
+    The output is the last op's: every activation is looked at when it is fresh.
+    """
+    first, *others = graph.inputs
+    tensors = {name: replace(t, variable=t.variable or name in others) for name, t in graph.tensors.items()}
+    return replace(graph, tensors=tensors, inputs=(first,), outputs=graph.ops[-1].outputs[:1])
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What an op did that it must not.
+
+    Attributes:
+        op: its index in the graph.
+        text: one sentence.
+        sample: the index of the input that shows it.
+    """
+
+    op: int
+    text: str
+    sample: int = 0
+
+
+class Emulated:
+    """An emulated core as a judge of `fuzzing.check`: it runs a graph's generated C.
+
+    Args:
+        core: "cortex-m7", say.
+        folder: where its kernels are kept between the graphs.
+    """
+
+    def __init__(self, core: str, optimize_for: OptimizeFor, folder: Path) -> None:
+        self._core, self._engine, self._folder = core, engine_for(core, optimize_for), folder
+        self.options = f" --engine {core} --optimize-for {optimize_for}"
+        self.kernels: Counter[str] = Counter()
+
+    def __str__(self) -> str:
+        return f"{self._core}, {self._engine.optimize_for}"
+
+    def device(self, graph: Graph) -> Device:
+        """Return the graph's code on the core, and count the kernels that it uses."""
+        device = Device(graph, self._core, self._engine, self._folder)
+        self.kernels.update(op.kernel for op in device.generated.ops)
+        return device
+
+
+class Device:
+    """A graph's code on an emulated core.
+
+    Args:
+        graph: a `device_part`.
+        core: "cortex-m7", say.
+        folder: where kernels are kept between models of the same core, and the model's files are made anew.
+    """
+
+    def __init__(self, graph: Graph, core: str, engine: Engine, folder: Path) -> None:
+        self.graph, self._ended = graph, single_ended(graph)
+        self._plan = plan_graph(self._ended, engine=engine)
+        self.generated = generate(self._ended, self._plan, "00" * 32, engine)
+        kernels = build_kernels(core, folder / f"kernels-{core}")
+        elf = build_bare(self._ended, self._plan, core, folder / f"model-{core}", engine, kernels=kernels)
+        self._machine = BareMachine(elf, core)
+        self._arena = self._machine.call("tk_model_arena")
+        self._steps = {op.graph_op: op.op for op in self.generated.ops}
+        self._symbols = _objects(elf)
+        self._code = _code(elf)
+        self._named = _names_of_ops(self.generated)
+        end = max(end for end in self._machine.firmware.static_ends if end >= SRAM_ORIGIN)
+        self._variables = range(SRAM_ORIGIN, end + GUARD_BYTES)
+
+    def first_fault(self, inputs: Values, expected: Values, *, watched: int = -1) -> Fault | None:
+        """Run inputs (N, ..) twice, with other bytes wherever nothing is; return the first op's fault, or None.
+
+        Args:
+            expected: all activations by the reference, each (N, ..).
+            watched: the sample whose every access to memory is looked at.
+        """
+        count = len(inputs[self.graph.inputs[0]])
+        for sample in range(count):
+            for paint in (0, 1):
+                self._paint(seed=2 * sample + paint)
+                self._load({name: inputs[name][sample] for name in self.graph.inputs})
+                for index, op in enumerate(self.graph.ops):
+                    watch = paint == 0 and sample == watched % count
+                    if text := self._fault(index, op, expected, sample, watch=watch):
+                        return Fault(index, text, sample)
+        return None
+
+    def _fault(self, index: int, op: Op, expected: Values, sample: int, *, watch: bool) -> str | None:
+        before = self._read(self._variables)
+        if index in self._steps:
+            function = f"tk_op_{self._steps[index]:03d}"
+            self._machine.paint_stack()
+            self._mark_registers()
+            if watch:
+                reads, writes = self._watched(function)
+                if text := self._stray(index, op, reads, writes):
+                    return text
+            else:
+                self._machine.call(function)
+            if lost := self._lost_registers():
+                return f"does not restore {', '.join(lost)}"
+            if (depth := self._machine.stack_bytes()) > STACK_LIMIT_BYTES:
+                return f"takes {depth} B of stack"
+        for name in op.outputs:
+            tensor = self.graph.tensor(name)
+            found = np.frombuffer(self._read(self._span(name)), DTYPES[tensor.dtype])
+            wanted = np.asarray(expected[name][sample]).reshape(-1)
+            if not np.array_equal(found, wanted):
+                at = int(np.flatnonzero(found != wanted)[0])
+                differ = int((found != wanted).sum())
+                return (
+                    f"'{name}' {tensor.shape}: element {at} is {found[at]} instead of {wanted[at]}, "
+                    f"{differ} of {found.size} differ"
+                )
+        changed = np.flatnonzero(_bytes(before) != _bytes(self._read(self._variables)))
+        own = self._own(index, op)
+        for address in (int(i) + self._variables.start for i in changed):
+            if not any(address in span for span in own):
+                return (
+                    f"changes byte {address - self._arena} of the arena ({self._plan.arena_bytes} B), which is not its"
+                )
+        return None
+
+    def _mark_registers(self) -> None:
+        for number in _SAVED:
+            self._machine._uc.reg_write(self._register(number), 0x5EED_0000 + number)
+
+    def _lost_registers(self) -> list[str]:
+        """Return the registers that a function must leave as they were (AAPCS) and did not."""
+        found = ((n, self._machine._uc.reg_read(self._register(n))) for n in _SAVED)
+        return [f"r{number}" for number, value in found if value != 0x5EED_0000 + number]
+
+    def _register(self, number: int) -> int:
+        return int(getattr(self._machine._arm, f"UC_ARM_REG_R{number}"))
+
+    def _watched(self, function: str) -> tuple[set[tuple[int, int]], set[tuple[int, int]]]:
+        """Call a function; return the (address, size) of everything that it read and wrote."""
+        reads: set[tuple[int, int]] = set()
+        writes: set[tuple[int, int]] = set()
+
+        unicorn, core = self._machine._unicorn, self._machine._uc
+        status = self._machine._arm.UC_ARM_REG_XPSR
+
+        def on_access(_: Any, access: int, address: int, size: int, *__: Any) -> None:
+            (writes if access == unicorn.UC_MEM_WRITE else reads).add((address, size))
+            # Before it calls a hook in an IT block the emulator brings the block's state up to date, and then decodes
+            # the code behind the block with it.
+            if (flags := core.reg_read(status)) & _IT_STATE:
+                core.reg_write(status, flags & ~_IT_STATE)
+
+        hook = core.hook_add(unicorn.UC_HOOK_MEM_READ | unicorn.UC_HOOK_MEM_WRITE, on_access)
+        core.ctl_flush_tb()
+        try:
+            self._machine.call(function)
+        finally:
+            core.hook_del(hook)
+            core.ctl_flush_tb()
+        return reads, writes
+
+    def _stray(self, index: int, op: Op, reads: set[tuple[int, int]], writes: set[tuple[int, int]]) -> str | None:
+        own = [*self._own(index, op), _STACK]
+        readable = [*own, *self._operands(op), *self._constants(index), *self._code]
+        for what, accesses, spans in (("reads", reads, readable), ("writes", writes, own)):
+            for address, size in sorted(accesses):
+                if not any(address in span and address + size <= span.stop for span in spans):
+                    return f"{what} {size} B at 0x{address:08x}, {self._describe(address)}"
+        return None
+
+    def _own(self, index: int, op: Op) -> list[range]:
+        """Return the addresses that an op may change."""
+        states = [name for name in op.inputs if name and self.graph.tensor(name).variable]
+        scratch = [
+            range(self._arena + item.offset, self._arena + item.offset + item.num_bytes)
+            for item in self._plan.scratch
+            if item.op == index
+        ]
+        return [*map(self._span, (*op.outputs, *states)), *scratch]
+
+    def _operands(self, op: Op) -> Iterator[range]:
+        return (self._span(name) for name in op.inputs if name and not self.graph.tensor(name).is_constant)
+
+    def _constants(self, index: int) -> list[range]:
+        """Return the constants that an op's code names, and the tables of the kernels."""
+        named = self._named[self._steps[index]]
+        return [span for name, span in self._symbols if name in named or not name.startswith("tk_model_")]
+
+    def _describe(self, address: int) -> str:
+        near = [(span.start, name, span) for name, span in self._symbols if span.start <= address]
+        near += [(self._arena, "the arena", range(self._arena, self._arena + self._plan.arena_bytes))]
+        near += [
+            (span.start, f"'{name}'", span)
+            for name in self.graph.tensors
+            if not self.graph.tensor(name).is_constant and (span := self._span(name)).start <= address
+        ]
+        start, name, span = max((item for item in near if item[0] <= address), key=lambda item: item[0])
+        return f"byte {address - start} of {name} ({len(span)} B)"
+
+    def _span(self, name: str) -> range:
+        start = self._arena + self._plan.offset(name)
+        return range(start, start + self.graph.tensor(name).num_bytes)
+
+    def _read(self, span: range) -> bytes:
+        return self._machine.read(span.start, len(span))
+
+    def _paint(self, seed: int) -> None:
+        noise = np.random.default_rng(seed).integers(0, 256, len(self._variables), dtype=np.uint8)
+        self._machine.write(self._variables.start, noise.tobytes())
+
+    def _load(self, inputs: Values) -> None:
+        self._machine.call("tk_model_reset_state")
+        for name, value in inputs.items():
+            self._machine.write(self._span(name).start, np.ascontiguousarray(value, np.int8).tobytes())
+
+
+def _bytes(data: bytes) -> np.ndarray:
+    return np.frombuffer(data, np.uint8)
+
+
+def _objects(elf: Path) -> list[tuple[str, range]]:
+    """Return name and addresses of each constant of an image."""
+    with elf.open("rb") as file:
+        return [
+            (symbol.name, range(symbol["st_value"], symbol["st_value"] + symbol["st_size"]))
+            for table in ELFFile(file).iter_sections()
+            if isinstance(table, SymbolTableSection)
+            for symbol in table.iter_symbols()
+            if symbol["st_info"]["type"] == "STT_OBJECT" and symbol["st_value"] < SRAM_ORIGIN
+        ]
+
+
+def _code(elf: Path) -> list[range]:
+    """Return the addresses of the functions, which read constants that stand among them."""
+    with elf.open("rb") as file:
+        section = ELFFile(file).get_section_by_name(".text")
+        return [range(section["sh_addr"], section["sh_addr"] + section["sh_size"])]
+
+
+def _names_of_ops(model: GeneratedModel) -> list[set[str]]:
+    """Return for each op of the sequence the arrays and parameter blocks that its code names."""
+    parts = re.split(r"^/\* Op \d+: ", model.files["tk_model.c"], flags=re.MULTILINE)[1:]
+    return [set(re.findall(r"\btk_model_\w+", part)) for part in parts]
+
+
+def expected_of(graph: Graph, inputs: Values) -> Values:
+    """Return all activations by the reference, each input for itself."""
+    x = inputs if len(graph.inputs) > 1 else inputs[graph.inputs[0]]
+    return reference.run(graph, x, keep_all=True)
