@@ -120,7 +120,13 @@ def rounding(constants: Requantization, low: np.ndarray, high: np.ndarray) -> Ro
 
 
 def saturating(
-    constants: Requantization, low: np.ndarray, high: np.ndarray, bias: np.ndarray, *, shared_scale: bool
+    constants: Requantization,
+    low: np.ndarray,
+    high: np.ndarray,
+    bias: np.ndarray,
+    *,
+    shared_scale: bool,
+    least_bits: int = 0,
 ) -> SaturatingRounding | None:
     """Return the constants of two instructions, or None where there are none.
 
@@ -129,6 +135,7 @@ def saturating(
         low, high: int64 (channels,), from `accumulator_range`.
         bias: (channels,), the one that `low` and `high` contain.
         shared_scale: all channels have the same `scale_bits`, so that the inputs may be shifted instead of the weights.
+        least_bits: the smallest `scale_bits` of a channel whose output changes.
     """
     if (constants.out_min, constants.output_zero_point, constants.out_max) != (-128, -128, 127):
         return None
@@ -139,7 +146,7 @@ def saturating(
     # So many make the fast multiplier as large as TFLite Micro's, fewer make it too large.
     wanted = 1 + SATURATING_SHIFT - shifts[live]
     if live.size:
-        bits[live] = np.maximum(wanted, 0)
+        bits[live] = np.maximum(wanted, least_bits)
         if shared_scale:
             bits[:] = bits[live].max()
         reach = np.maximum(np.abs(low), np.abs(high))[live] << bits[live]

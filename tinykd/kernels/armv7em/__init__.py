@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from tinykd.kernels.armv7em import convolution, depthwise, elementwise, pointwise, pooling
+from tinykd.kernels.armv7em import convolution, depthwise, elementwise, fully_connected, pointwise, pooling
 from tinykd.kernels.call import Kernel
 
 
@@ -21,4 +21,11 @@ def _merged(*tables: Mapping[str, tuple[Kernel, ...]]) -> Mapping[str, tuple[Ker
     return MappingProxyType(merged)
 
 
-ARMV7EM = _merged(pointwise.KERNELS, convolution.KERNELS, depthwise.KERNELS, elementwise.KERNELS, pooling.KERNELS)
+ARMV7EM = _merged(
+    pointwise.KERNELS,
+    convolution.KERNELS,
+    depthwise.KERNELS,
+    fully_connected.KERNELS,
+    elementwise.KERNELS,
+    pooling.KERNELS,
+)

@@ -10,6 +10,7 @@ import numpy as np
 from tinykd.errors import UnsupportedModelError
 from tinykd.ir import Graph, Op, requantization
 from tinykd.ir.requant import Requantization
+from tinykd.kernels.armv7em.packed import packed_factors, packed_stream
 from tinykd.kernels.call import Cost, Field, folded_bias, within
 from tinykd.kernels.requantize import Rounding, SaturatingRounding, accumulator_range, rounding, saturating
 
@@ -32,7 +33,7 @@ def rows_factors(graph: Graph, op: Op, taps: np.ndarray, *, widened: bool) -> Fa
 
     Args:
         taps: int8 weights, output channels first.
-        widened: weights are scaled channel by channel, else all inputs by one power of two.
+        widened: int16 weights, else packed int8.
     """
     constants = requantization(graph, op)
     try:
@@ -40,8 +41,9 @@ def rows_factors(graph: Graph, op: Op, taps: np.ndarray, *, widened: bool) -> Fa
     except UnsupportedModelError:
         return None
     low, high = accumulator_range(taps, 0, folded)
-    fast = saturating(constants, low, high, folded, shared_scale=not widened)
-    return fast or rounding(constants, low, high)
+    if not widened:
+        return packed_factors(constants, taps, low, high, folded)
+    return saturating(constants, low, high, folded, shared_scale=False) or rounding(constants, low, high)
 
 
 def rows_fields(
@@ -68,7 +70,7 @@ def rows_fields(
     Raises:
         UnsupportedModelError: a size exceeds its field.
     """
-    assert widened, "packed"
+    stream = widened_stream if widened else packed_stream
     fields: dict[str, Field] = {
         "stream": f"{prefix}_stream",
         "depth": within(taps.shape[1], 4, 0xFFFC, "the depth of its columns", where),
@@ -78,7 +80,7 @@ def rows_fields(
         "form": _form(factors),
     }
     return {f"{prefix}.{name}": field for name, field in fields.items()}, {
-        f"{prefix}_stream": widened_stream(taps, folded, factors)
+        f"{prefix}_stream": stream(taps, folded, factors)
     }
 
 

@@ -11,6 +11,7 @@
 #include <stdint.h>
 
 #include "tk_armv7em_convolution.h"
+#include "tk_armv7em_dense.h"
 #include "tk_armv7em_depthwise.h"
 #include "tk_armv7em_elementwise.h"
 #include "tk_armv7em_pooling.h"

@@ -39,6 +39,10 @@ void tk_rows_widened_2(const tk_rows_t *rows, const int32_t *columns, int8_t *y0
 /* All channels of one column: y (out_c). */
 void tk_rows_widened_1(const tk_rows_t *rows, const int32_t *column, int8_t *y);
 
+/* The same with a packed stream; tk_armv7em_dense.h describes it. */
+void tk_rows_packed_2(const tk_rows_t *rows, const int32_t *columns, int8_t *y0, int8_t *y1);
+void tk_rows_packed_1(const tk_rows_t *rows, const int32_t *column, int8_t *y);
+
 /* The same with int8 weights, which are unpacked in the loop; streams by tinykd/kernels/armv7em/packed.py. */
 void tk_rows_packed_2(const tk_rows_t *rows, const int32_t *columns, int8_t *y0, int8_t *y1);
 void tk_rows_packed_1(const tk_rows_t *rows, const int32_t *column, int8_t *y);
