@@ -10,11 +10,13 @@ import tempfile
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from tinykd.build import generate
 from tinykd.ir import DTYPES, Graph, MemoryPlan
+from tinykd.ir.plan import Placement, Scratch
 from tinykd.kernels import PORTABLE, Engine
 from tinykd.plan import plan_graph
 from tinykd.resources import find_resource
@@ -45,6 +47,9 @@ int main(void)
     return 0;
 }
 """
+
+
+_Placed = TypeVar("_Placed", Placement, Scratch)
 
 
 class HostModel:
@@ -109,11 +114,14 @@ class HostModel:
 def run_sanitized(graph: Graph, x: np.ndarray, folder: Path, engine: Engine = PORTABLE) -> np.ndarray:
     """Return the model's outputs (N, elements), computed by a program under AddressSanitizer and UBSan.
 
-    Each input stands for itself: a model with memory forgets in between.
+    Each input stands for itself: a model with memory forgets in between. Activations and scratch memory lie apart, and
+    what lies between them must not be touched.
     """
-    plan = plan_graph(graph, engine=engine)
+    plan, gaps = _spread(plan_graph(graph, engine=engine))
     sources = _write_sources(generate(graph, plan, "00" * 32, engine).files, folder)
-    (folder / "main.c").write_text(_MAIN)
+    table = ", ".join(f"{{{offset}, {size}}}" for offset, size in gaps) or "{0, 0}"
+    head = f"#define NUM_GAPS {len(gaps)}\nstatic const int gaps[][2] = {{{table}}};\n"
+    (folder / "main.c").write_text(head + _MAIN)
     program = folder / "model"
     sanitizers = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
     libraries = (_KERNELS, *([_ARMV7EM] if engine.isa == "armv7em" else []))
@@ -125,12 +133,12 @@ def run_sanitized(graph: Graph, x: np.ndarray, folder: Path, engine: Engine = PO
 
 
 def _spread(plan: MemoryPlan) -> tuple[MemoryPlan, list[tuple[int, int]]]:
-    """Return a plan in which nothing shares memory, and its gaps (offset, bytes); a plan with aliases stays as it is."""
+    """Return a plan in which nothing shares memory, and its gaps (offset, bytes); one with aliases stays as it is."""
     if any(item.alias_of for item in plan.placements):
         return plan, []
     offset, gaps = 0, []
 
-    def place(item):
+    def place(item: _Placed) -> _Placed:
         nonlocal offset
         placed = replace(item, offset=offset + _GAP_BYTES)
         end = placed.offset + item.num_bytes
