@@ -1,0 +1,117 @@
+"""Convolutions with a window on Cortex-M4 and Cortex-M7, and their C forms on the host, against the reference."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from graphs import Builder
+from hostmodel import run_sanitized
+from sim.fakeboard import needs_unicorn
+
+from tinykd.build.bare import build_bare, build_kernels
+from tinykd.export import reference
+from tinykd.ir import Graph
+from tinykd.kernels import Engine, candidates, scratch_bytes, signature
+from tinykd.kernels.armv7em import convolution
+from tinykd.plan import plan_graph
+from tinykd.run.bare import BareModel
+
+VARIANTS = tuple(kernel.variant for kernel in convolution.KERNELS["conv_2d"])
+
+# Input (H, W, C), output channels, kernel, stride, dilation, SAME, activation. Rows of a window of 1 to 4 bytes and of every
+# remainder by 4; one, two and many output positions; windows larger than the map; odd channels.
+SHAPES = (
+    ((9, 10, 3), 5, (3, 3), (1, 1), (1, 1), True, "relu"),
+    ((9, 10, 3), 8, (3, 3), (2, 2), (1, 1), True, "relu6"),
+    ((12, 7, 1), 4, (10, 4), (2, 2), (1, 1), True, "relu"),
+    ((6, 5, 1), 3, (3, 3), (1, 1), (1, 1), False, "none"),
+    ((5, 7, 2), 2, (5, 1), (1, 1), (1, 1), False, "none"),
+    ((4, 6, 1), 1, (2, 1), (1, 1), (1, 1), False, "relu"),
+    ((7, 6, 8), 6, (3, 3), (1, 1), (1, 1), True, "none"),
+    ((6, 8, 4), 9, (3, 3), (1, 1), (2, 3), True, "relu_n1_to_1"),
+    ((8, 5, 3), 7, (2, 3), (1, 2), (3, 1), False, "relu"),
+    ((3, 3, 5), 11, (7, 7), (1, 1), (1, 1), True, "none"),
+    ((5, 5, 6), 4, (5, 5), (1, 1), (1, 1), False, "none"),
+    ((1, 20, 13), 16, (1, 5), (1, 3), (1, 1), True, "relu"),
+    ((20, 1, 40), 12, (3, 1), (2, 1), (1, 1), True, "none"),
+)
+
+
+def layer(index: int) -> Builder:
+    """One convolution; its seed decides zero points, scales and clamps."""
+    shape, channels, kernel, stride, dilation, same, activation = SHAPES[index]
+    builder = Builder(np.random.default_rng(index), (1, *shape))
+    builder.conv(channels, kernel, stride, dilation, same, activation, per_channel=index % 3 != 0, bias=index % 4 != 0)
+    return builder
+
+
+def samples(builder: Builder) -> np.ndarray:
+    """Inputs of both extremes, and random ones."""
+    x = builder.inputs(4)
+    x[0], x[1] = -128, 127
+    return x
+
+
+def forced(graph: Graph, variant: str) -> Engine:
+    """An engine that takes this variant wherever it applies; it applies to the first op."""
+    engine = Engine("armv7em", choices={signature(graph, op): variant for op in graph.ops})
+    assert candidates(graph, graph.ops[0], engine)[0].variant == variant
+    return engine
+
+
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory):
+    """Kernels by core, compiled when first asked for."""
+    folder = tmp_path_factory.mktemp("kernels")
+    return lambda core: build_kernels(core, folder / core)
+
+
+@pytest.mark.host_compiler
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("index", range(len(SHAPES)))
+def test_c_forms_equal_the_reference(index, variant, tmp_path):
+    """Under sanitizers, with nothing of the arena accessible but input, output and scratch memory."""
+    builder = layer(index)
+    graph, x = builder.graph(), samples(builder)
+    assert np.array_equal(run_sanitized(graph, x, tmp_path, forced(graph, variant)), reference.run_output(graph, x))
+
+
+@pytest.mark.arm_compiler
+@needs_unicorn
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("index", range(len(SHAPES)))
+def test_cores_equal_the_reference(index, variant, tmp_path, kernels):
+    """Every output on the M4 and on the M7, whatever scratch memory holds before."""
+    builder = layer(index)
+    graph, x = builder.graph(), samples(builder)
+    engine, expected = forced(graph, variant), reference.run_output(graph, x)
+    plan = plan_graph(graph, engine=engine)
+    core = ("cortex-m4", "cortex-m7")[index % 2]
+    model = BareModel(build_bare(graph, plan, core, tmp_path, engine, kernels=kernels(core)), core, 1)
+    for sample, wanted in zip(x, expected, strict=True):
+        model.machine.write(model._arena + plan.scratch_offset(0), b"\x80" * scratch_bytes(graph, engine)[0])
+        assert np.frombuffer(model.run(sample, wanted.size), np.int8).tolist() == wanted.ravel().tolist()
+
+
+@pytest.mark.arm_compiler
+@needs_unicorn
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_costs_are_near_what_the_emulator_counts(variant, tmp_path, kernels):
+    """Estimates of instructions within 10 % for common layers: a choice by cost is one by speed."""
+    for shape, channels, kernel, stride in (
+        ((16, 16, 3), 16, (3, 3), (1, 1)),
+        ((16, 16, 16), 16, (3, 3), (1, 1)),
+        ((8, 8, 32), 32, (3, 3), (2, 2)),
+        ((25, 10, 1), 64, (10, 4), (2, 2)),
+    ):
+        builder = Builder(np.random.default_rng(3), (1, *shape))
+        builder.conv(channels, kernel, stride, activation="relu")
+        graph = builder.graph()
+        engine = forced(graph, variant)
+        elf = build_bare(
+            graph, plan_graph(graph, engine=engine), "cortex-m7", tmp_path, engine, kernels=kernels("cortex-m7")
+        )
+        model = BareModel(elf, "cortex-m7", 1)
+        model.load(builder.inputs(1))
+        estimate = candidates(graph, graph.ops[0], engine)[0].cost(graph, graph.ops[0]).instructions
+        assert 0.9 < estimate / model.run_op(0).instructions < 1.1, (shape, channels)
