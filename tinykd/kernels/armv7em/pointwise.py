@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
+from functools import partial
 from types import MappingProxyType
 
 import numpy as np
@@ -13,18 +15,26 @@ from tinykd.kernels.armv7em.rows import Factors, quads, rows_cost, rows_factors,
 from tinykd.kernels.call import SCRATCH, Argument, Call, Cost, Kernel, edges, folded_bias, u16, weights
 
 _MAX_DEPTH = 0xFFFC
+_MAX_LINE = 0xFFFF
+_MAX_PAIRS, _SCRATCH_BYTES = 8, 512
+_PAIR, _QUAD = 25, 8
 
 
 def _sizes(graph: Graph, op: Op) -> dict[str, int]:
-    """Return sizes and strides; the rows of a dense layer are pixels of a map one pixel wide."""
-    if op.kind == "fully_connected":
-        in_c = graph.tensor(op.inputs[1]).shape[1]
-        count = graph.tensor(op.inputs[0]).num_elements // in_c
-        return {"in_w": 1, "in_c": in_c, "out_h": count, "out_w": 1, "stride_h": 1, "stride_w": 1}
-    _, _, in_w, in_c = graph.tensor(op.inputs[0]).shape
+    """Return sizes and strides; rows of a dense layer, and pixels in one piece, are a single line."""
+    in_c = graph.tensor(op.inputs[1]).shape[-1]
+    count = graph.tensor(op.inputs[0]).num_elements // in_c
+    if op.kind == "fully_connected" or (tuple(op.attrs["stride"]) == (1, 1) and count <= _MAX_LINE):
+        return {"in_w": 0, "in_c": in_c, "out_h": 1, "out_w": count, "stride_h": 0, "stride_w": 1}
     _, out_h, out_w, _ = graph.tensor(op.outputs[0]).shape
     stride_h, stride_w = op.attrs["stride"]
+    in_w = graph.tensor(op.inputs[0]).shape[2]
     return {"in_w": in_w, "in_c": in_c, "out_h": out_h, "out_w": out_w, "stride_h": stride_h, "stride_w": stride_w}
+
+
+def _pairs(depth: int) -> int:
+    """Return how many pairs of columns are made at once: what a call costs counts where columns are short."""
+    return min(_MAX_PAIRS, max(1, _SCRATCH_BYTES // (4 * depth)))
 
 
 def _factors(graph: Graph, op: Op, *, widened: bool) -> Factors | None:
@@ -39,46 +49,54 @@ def _factors(graph: Graph, op: Op, *, widened: bool) -> Factors | None:
     return rows_factors(graph, op, taps.data, widened=widened) if fits else None
 
 
-def _applies(graph: Graph, op: Op) -> bool:
+def _applies(graph: Graph, op: Op, *, widened: bool) -> bool:
     """Kernel 1x1 without padding, or several rows, and sums that a fast rounding takes."""
-    return _factors(graph, op, widened=True) is not None
+    return _factors(graph, op, widened=widened) is not None
 
 
-def _widened(graph: Graph, op: Op, where: str) -> tuple[Call, ...]:
+def _calls(graph: Graph, op: Op, where: str, *, widened: bool) -> tuple[Call, ...]:
     edges(graph, op, where)
     taps = weights(graph, op.inputs[1], where)
     constants = requantization(graph, op)
     folded = folded_bias(graph, op, taps, 0, constants.input_zero_point, where)
     flat = taps.reshape(len(taps), -1)
     padded = np.pad(flat, ((0, 0), (0, 4 * quads(flat.shape[1]) - flat.shape[1])))
-    factors = _factors(graph, op, widened=True)
+    factors = _factors(graph, op, widened=widened)
     assert factors is not None
-    rows, arrays = rows_fields("rows", padded, folded, factors, constants, widened=True, where=where)
+    rows, arrays = rows_fields("rows", padded, folded, factors, constants, widened=widened, where=where)
+    pairs = _pairs(padded.shape[1])
     return (
         Call(
-            "tk_pointwise_widened",
+            "tk_pointwise_widened" if widened else "tk_pointwise_packed",
             "tk_pointwise_t",
-            {**u16(_sizes(graph, op), where), **rows},
+            {**u16({**_sizes(graph, op), "pairs": pairs}, where), **rows},
             (Argument(op.inputs[0]), Argument(op.outputs[0]), SCRATCH),
             arrays,
-            scratch_bytes=4 * padded.shape[1],
+            scratch_bytes=4 * padded.shape[1] * pairs,
         ),
     )
 
 
-def _cost_widened(graph: Graph, op: Op) -> Cost:
-    factors = _factors(graph, op, widened=True)
+def _cost(graph: Graph, op: Op, *, widened: bool) -> Cost:
+    factors = _factors(graph, op, widened=widened)
     assert factors is not None
-    sizes = _sizes(graph, op)
-    pairs = -(-sizes["out_h"] * sizes["out_w"] // 2)
-    columns = pairs * (60 + 9 * quads(sizes["in_c"]))
-    rows = rows_cost(graph.tensor(op.outputs[0]).shape[-1], 4 * quads(sizes["in_c"]), pairs, factors)
-    return Cost(columns + rows.instructions, rows.constant_bytes)
+    in_c, out_c = graph.tensor(op.inputs[1]).shape[-1], graph.tensor(op.outputs[0]).shape[-1]
+    columns = graph.tensor(op.outputs[0]).num_elements // out_c
+    depth = 4 * quads(in_c)
+    rows = rows_cost(out_c, depth, columns, _pairs(depth), factors, widened=widened)
+    return Cost(columns / 2 * (_PAIR + _QUAD * quads(in_c)) + rows.instructions, rows.constant_bytes)
 
 
-KERNELS: Mapping[str, tuple[Kernel, ...]] = MappingProxyType(
-    {
-        kind: (Kernel("tk_pointwise_widened", _applies, _widened, "widened", _cost_widened),)
-        for kind in ("conv_2d", "fully_connected")
-    }
-)
+def _kernel(variant: str, *, widened: bool) -> Kernel:
+    return Kernel(
+        f"tk_pointwise_{variant}",
+        partial(_applies, widened=widened),
+        partial(_calls, widened=widened),
+        variant,
+        partial(_cost, widened=widened),
+    )
+
+
+_ROWS = (_kernel("widened", widened=True), _kernel("packed", widened=False))
+
+KERNELS: Mapping[str, tuple[Kernel, ...]] = MappingProxyType({"conv_2d": _ROWS, "fully_connected": _ROWS})

@@ -10,7 +10,7 @@ import numpy as np
 from tinykd.errors import UnsupportedModelError
 from tinykd.ir import Graph, Op, requantization
 from tinykd.ir.requant import Requantization
-from tinykd.kernels.armv7em.packed import packed_factors, packed_stream
+from tinykd.kernels.armv7em.packed import packed_cost, packed_factors, packed_stream
 from tinykd.kernels.call import Cost, Field, folded_bias, within
 from tinykd.kernels.requantize import Rounding, SaturatingRounding, accumulator_range, rounding, saturating
 
@@ -84,11 +84,21 @@ def rows_fields(
     }
 
 
-def rows_cost(out_c: int, depth: int, pairs: int, factors: Factors) -> Cost:
-    """Return what so many calls of tk_rows_widened_2 take, and the bytes of the stream."""
-    blocks, form = -(-out_c // BLOCK), _form(factors)
-    per_block = 10 * (depth // 4) + (30, 26, 22)[form]
-    return Cost(pairs * (60 + blocks * per_block), 4 * blocks * (BLOCK + depth + (6, 6, 5)[form]))
+def rows_cost(out_c: int, depth: int, columns: int, group: int, factors: Factors, *, widened: bool) -> Cost:
+    """Return what all channels of so many columns take, and the bytes of the stream.
+
+    Args:
+        group: pairs of columns that a call takes.
+    """
+    num_blocks, form, num_quads = -(-out_c // BLOCK), _form(factors), depth // 4
+    pairs = columns / 2
+    if widened:
+        per_pair, per_quad, per_block = 14 + 60 / group, 10.0, (30, 26, 21)[form]
+        words = BLOCK + depth + (6, 6, 5)[form]
+    else:
+        per_pair, per_quad, per_block = 70.0, 11.5, (40, 36, 29)[form]
+        words = BLOCK + depth // 2 + 6
+    return Cost(pairs * (per_pair + num_blocks * (per_quad * num_quads + per_block)), 4 * num_blocks * words)
 
 
 def _form(factors: Factors) -> int:
