@@ -80,8 +80,6 @@ class Board(_Section):
 
     Attributes:
         defines: C macros of the HAL: clock tree, UART and pins, in the units that `firmware/lib/tk_hal_<hal>` states.
-        cycles_per_instruction: used only to estimate latency from an emulator's instruction counts; the result is
-            labelled `estimated`.
         sources: fact -> document and section.
     """
 
@@ -91,7 +89,6 @@ class Board(_Section):
     core: Literal["cortex-m4", "cortex-m7"]
     fpu: str
     clock_hz: int = Field(gt=0)
-    cycles_per_instruction: float = Field(gt=0)
     hal: str
     memory: Memory
     reserve: Reserve = Reserve()

@@ -205,6 +205,14 @@ class ExportConfig(_Section):
     )
 
 
+class FirmwareConfig(_Section):
+    """How the engine's C is made; trained weights and the exported model do not depend on it."""
+
+    optimize_for: Literal["speed", "balanced", "size"] = Field(
+        "balanced", description="what a choice between kernels of equal results goes by"
+    )
+
+
 class Recipe(_Section):
     """One experiment, complete and checked."""
 
@@ -220,6 +228,7 @@ class Recipe(_Section):
     netaug: NetAugConfig | None = None
     qat: QatConfig | None = None
     export: ExportConfig = ExportConfig()
+    firmware: FirmwareConfig = FirmwareConfig()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the whole recipe, defaults included, as JSON-able values."""

@@ -9,13 +9,13 @@ from tinykd.commands.target import Target
 from tinykd.errors import ConfigError, DeviceError, ParityError
 from tinykd.run.bench import run_bench
 from tinykd.run.session import Session
-from tinykd.run.transport.base import InstructionCounts
+from tinykd.run.transport.base import BlockCount, InstructionCounts
 from tinykd.run.transport.fake import FakeDevice, FakeTransport
 
 SHA256 = "cd" * 32
 OPS = [
-    {"op": 0, "kind": "conv_2d", "source": "a", "macs": 1000},
-    {"op": 1, "kind": "softmax", "source": "b", "macs": 0},
+    {"op": 0, "kind": "conv_2d", "source": "a", "macs": 1000, "kernel": "tk_conv_2d"},
+    {"op": 1, "kind": "softmax", "source": "b", "macs": 0, "kernel": "tk_softmax"},
 ]
 BOARD = load_board("nucleo-f746")
 X = np.random.default_rng(0).integers(-128, 128, (6, 12), dtype=np.int8)
@@ -24,6 +24,14 @@ X = np.random.default_rng(0).integers(-128, 128, (6, 12), dtype=np.int8)
 def model(x: bytes) -> bytes:
     """The first four bytes."""
     return x[:4]
+
+
+TWO_NOPS = bytes.fromhex("00bf00bf")
+
+
+def blocks_of(function, instructions):
+    """A block of two NOPs that never jumped."""
+    return (BlockCount(function, TWO_NOPS, instructions // 2, 0),)
 
 
 class FakeCounter:
@@ -39,7 +47,9 @@ class FakeCounter:
         """End."""
         total = (300, 500, 400)[self.calls % 3]
         self.calls += 1
-        return InstructionCounts(total, (total - 60, 50), 10)
+        parts = (total - 60, 50, 10)
+        blocks = tuple(map(blocks_of, ("tk_conv_2d", "tk_softmax", "loop"), parts))
+        return InstructionCounts(total, parts[:2], parts[2], blocks)
 
 
 def bench(reference=None, labels=None, counter=None, wrap=model, **options):
@@ -63,7 +73,14 @@ def test_an_emulator_gives_instructions_and_an_estimate():
         10,
     ]
     assert sum(row["instructions"] for row in result["per_op"]) + 10 == 400
-    assert result["estimated_cycles"] == round(400 * BOARD.cycles_per_instruction)
+    assert (result["cycles_low"], result["estimated_cycles"], result["cycles_high"]) == (200, 300, 400)
+    assert [row["cycles_high"] for row in result["per_op"]] == [340, 50]
+    assert [row["kernel"] for row in result["per_op"]] == ["tk_conv_2d", "tk_softmax"]
+    assert [(row["function"], row["instructions"]) for row in result["by_function"]] == [
+        ("tk_conv_2d", 340),
+        ("tk_softmax", 50),
+        ("loop", 10),
+    ]
     assert result["latency_us"] == round(result["estimated_cycles"] / result["clock_hz"] * 1e6, 3)
     assert (result["latency_kind"], result["macs"], result["outputs_equal"]) == ("estimated", 1000, True)
     assert done == [1, 2, 3, 4, 5, 6]
@@ -77,6 +94,7 @@ def test_a_board_gives_measured_cycles():
     assert [row["cycles"] for row in result["per_op"]] == [100, 200]
     assert result["instructions_per_inference"] is None
     assert result["estimated_cycles"] is None
+    assert result["by_function"] is None
 
 
 def test_a_cycle_counter_that_stands_still_is_no_measurement():

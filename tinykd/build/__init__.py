@@ -7,7 +7,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,7 @@ class BuildResult:
         model_bytes: constants of the model: weights, biases, multipliers, parameter blocks.
         fits: whether sram_total_bytes and flash_bytes are within the board's budgets.
         ops: the generated sequence; per-op profiles refer to it.
+        optimize_for: what the kernels were chosen by.
         reused: whether the artefact stood there already and was returned as it is.
     """
 
@@ -94,6 +95,7 @@ class BuildResult:
     model_bytes: int
     fits: bool
     ops: tuple[GeneratedOp, ...]
+    optimize_for: OptimizeFor = "balanced"
     reused: bool = False
 
     @property
@@ -187,9 +189,9 @@ def build(
             compiled, stack = _compile_and_prove(board, model, project_folder, Path(temporary), builder)
             shutil.copyfile(compiled.elf, draft.path(ELF_FILE))
             shutil.copyfile(compiled.map_file, draft.path(MAP_FILE))
-        result = _result(
-            out_dir, board, model, read_sizes(draft.path(ELF_FILE)), stack, engine, model_sha256, builder, compiler
-        )
+        sizes = read_sizes(draft.path(ELF_FILE))
+        result = _result(out_dir, board, model, sizes, stack, engine, model_sha256, builder, compiler)
+        result = replace(result, optimize_for=optimize_for)
         _check_result(result, plan, board)
         write_json(draft.path(JSON_FILE), result._record())
         draft.results.update(result._record())

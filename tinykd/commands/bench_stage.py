@@ -19,6 +19,7 @@ from tinykd.errors import ConfigError, ParityError
 
 if TYPE_CHECKING:
     from tinykd.board import Board
+    from tinykd.kernels import OptimizeFor
     from tinykd.run.transport import Transport
 
 BENCH_FILE, OUTPUTS_FILE, WRONG_FILE = "bench.json", "outputs.npz", "wrong.npz"
@@ -73,12 +74,14 @@ def ensure_bench(
     options: BenchOptions,
     *,
     engine: str = "tinykd",
+    optimize_for: OptimizeFor = "balanced",
     again: bool = False,
     on_start: Callable[[int], Callable[[int], None]] = lambda total: lambda done: None,
 ) -> dict[str, Any]:
     """Benchmark a model on a board and write RUN/boards/<board>/bench/.
 
     Args:
+        engine, optimize_for: what is built; see `ensure_build`.
         again: also when a finished bench of the same firmware, made with the same options, stands there.
         on_start: called with the number of samples; returns what is called after each with the number done.
 
@@ -90,12 +93,12 @@ def ensure_bench(
         ConfigError: the inputs do not suit the model.
         DoesNotFitError, ToolchainError: from the build.
     """
-    built = ensure_build(target, board, engine)
+    built = ensure_build(target, board, engine, optimize_for=optimize_for)
     folder = target.board_folder(board.name, "bench")
     hashes = {**board_inputs(target, board), "firmware.elf": sha256_file(built.elf)}
     if options.data is not None:
         hashes["data"] = _hash_of(Path(options.data))
-    config = {**asdict(options), "engine": engine}
+    config = {**asdict(options), "engine": engine, "optimize_for": optimize_for}
     if not again and find_fresh(folder, "bench", hashes, config):
         return json.loads((folder / BENCH_FILE).read_text())
 
@@ -123,6 +126,7 @@ def ensure_bench(
         "host": oracle,
         "inputs": inputs.source,
         "seed": options.seed,
+        "optimize_for": optimize_for,
         "arena_bytes": built.arena_bytes,
         "stack_bytes_max": built.stack_bytes_max,
         "run_on_silicon": options.sim is None,
@@ -130,7 +134,7 @@ def ensure_bench(
     with draft_artifact(
         folder, "bench", inputs=hashes, config=config, seed=options.seed, board=board.name, tools=_tools(options)
     ) as draft:
-        draft.results.update({key: value for key, value in result.items() if key != "per_op"})
+        draft.results.update({key: value for key, value in result.items() if key not in ("per_op", "by_function")})
         write_json(draft.path(BENCH_FILE), result)
         _write_arrays(draft.path, bench.outputs, reference, inputs)
     return result
@@ -252,7 +256,8 @@ def _tools(options: BenchOptions) -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
     found = {}
-    for package in ("numpy", "tflite-micro", options.sim or "pyserial"):
+    emulation = (options.sim, "capstone") if options.sim else ("pyserial",)
+    for package in ("numpy", "tflite-micro", *emulation):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from tinykd.commands.output import board_option, json_option, kilobytes, out_option, print_json
+from tinykd.commands.output import (
+    board_option,
+    goal_option,
+    goals_table,
+    json_option,
+    kilobytes,
+    out_option,
+    print_json,
+    table_console,
+)
 
 if TYPE_CHECKING:
     from tinykd.build import BuildResult
@@ -15,6 +24,7 @@ if TYPE_CHECKING:
 @click.command("build")
 @click.argument("target")
 @board_option
+@goal_option
 @click.option(
     "--engine",
     type=click.Choice(["tinykd", "tflm"]),
@@ -31,28 +41,31 @@ if TYPE_CHECKING:
 )
 @out_option
 @json_option
-def command(target: str, board: str, engine: str, builder: str, out: str | None, as_json: bool) -> None:
+def command(
+    target: str, board: str, optimize_for: str | None, engine: str, builder: str, out: str | None, as_json: bool
+) -> None:
     """Build the firmware of TARGET (a run folder or MODEL.tflite) for a board.
 
     The folder RUN/boards/<board>/build/ then holds firmware.elf, firmware.map, build.json and project/, a complete
-    PlatformIO project. An unchanged model is not built again. Exit code 3 when it does not fit, 5 when the compiler is
-    missing or fails.
+    PlatformIO project. An unchanged model is not built again. The table compares what every goal would take, as
+    predicted. Exit code 3 when it does not fit, 5 when the compiler is missing or fails.
     """
     from tinykd.board import load_board
-    from tinykd.commands.pipeline import ensure_build
+    from tinykd.commands.pipeline import ensure_build, ensure_plan, goal_of
     from tinykd.commands.target import resolve_target
 
-    result = ensure_build(resolve_target(target, out), load_board(board), engine, builder)
+    resolved, the_board = resolve_target(target, out), load_board(board)
+    goal = goal_of(resolved, optimize_for)
+    result = ensure_build(resolved, the_board, engine, builder, goal)
+    goals = ensure_plan(resolved, the_board, goal)[1]["goals"]
     if as_json:
-        print_json(result.to_dict())
+        print_json({**result.to_dict(), "goals": goals})
     else:
-        _print(result)
+        _print(result, goals)
 
 
-def _print(result: BuildResult) -> None:
-    from rich.console import Console
-
-    console = Console(highlight=False)
+def _print(result: BuildResult, goals: list[dict[str, Any]]) -> None:
+    console = table_console()
     state = "unchanged" if result.reused else f"built with {result.builder}"
     console.print(f"[bold]{result.elf}[/] ({state}, {len(result.ops)} ops)", soft_wrap=True)
     console.print(
@@ -65,3 +78,4 @@ def _print(result: BuildResult) -> None:
     )
     deepest = " > ".join(f"{name} {size}" for name, size in result.stack_path)
     console.print(f"  deepest stack: {deepest}", soft_wrap=True, style="dim")
+    console.print(goals_table(goals))

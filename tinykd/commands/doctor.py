@@ -44,6 +44,7 @@ _PACKAGES = {
     "onnxruntime": ("onnxruntime", "crosscheck"),
     "platformio": ("platformio", "build"),
     "SCons": ("SCons", "build"),
+    "capstone": ("capstone", "sim"),
     "unicorn": ("unicorn", "sim"),
     "timm": ("timm", "timm"),
 }

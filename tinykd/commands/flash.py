@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tinykd.commands.output import board_option, json_option, out_option, print_json
+from tinykd.commands.output import board_option, goal_option, json_option, out_option, print_json
 
 if TYPE_CHECKING:
     from tinykd.board import Board
@@ -20,13 +20,21 @@ _RESTART_S = 2.0  # a probe restarts the board, and its own serial port, after p
 @click.command("flash")
 @click.argument("target")
 @board_option
+@goal_option
 @click.option("--port", metavar="P", help="Serial port; without it the only one with the board's USB ids.")
 @click.option("--drive", type=click.Path(exists=True, file_okay=False), help="The probe's USB drive.")
 @click.option("--engine", type=click.Choice(["tinykd", "tflm"]), default="tinykd", show_default=True)
 @out_option
 @json_option
 def command(
-    target: str, board: str, port: str | None, drive: str | None, engine: str, out: str | None, as_json: bool
+    target: str,
+    board: str,
+    optimize_for: str | None,
+    port: str | None,
+    drive: str | None,
+    engine: str,
+    out: str | None,
+    as_json: bool,
 ) -> None:
     """Flash TARGET (a run folder or MODEL.tflite) to a connected board and check that it answers with this model.
 
@@ -34,7 +42,7 @@ def command(
     connected, when there are several, or when another firmware answers.
     """
     from tinykd.board import load_board
-    from tinykd.commands.pipeline import ensure_build
+    from tinykd.commands.pipeline import ensure_build, goal_of
     from tinykd.commands.target import resolve_target
     from tinykd.run.flash import program
     from tinykd.run.transport.serial import find_port
@@ -42,7 +50,7 @@ def command(
     the_board = load_board(board)
     resolved = resolve_target(target, out)
     path = port or find_port(the_board)  # before the build: with no board there is nothing to wait for
-    built = ensure_build(resolved, the_board, engine)
+    built = ensure_build(resolved, the_board, engine, optimize_for=goal_of(resolved, optimize_for))
     how = program(built.elf, the_board, Path(drive) if drive else None)
     time.sleep(_RESTART_S)
     identity = check_answer(the_board, path, resolved.sha256())

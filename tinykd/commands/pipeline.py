@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from tinykd.artifact import draft_artifact, read_manifest, write_json
 from tinykd.commands.target import Target
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tinykd.board import Board
     from tinykd.build import BuildResult
     from tinykd.ir import Graph, MemoryPlan
+    from tinykd.kernels import OptimizeFor
 
 PLAN_FILE = "plan.json"
 
@@ -27,6 +28,17 @@ def board_inputs(target: Target, board: Board) -> dict[str, str]:
 
     tuned = user_digest()
     return {"model.tflite": target.sha256(), "board": board.digest(), **({"tuned": tuned} if tuned else {})}
+
+
+def goal_of(target: Target, wanted: str | None) -> OptimizeFor:
+    """Return what the engine's kernels are chosen by: what the user wants, else what the run's recipe says."""
+    if wanted is not None:
+        return cast("OptimizeFor", wanted)
+    if not target.exported:
+        return "balanced"
+    from tinykd.config import load_recipe
+
+    return load_recipe(target.folder / "train" / "recipe.yaml").firmware.optimize_for
 
 
 def find_fresh(
@@ -53,11 +65,14 @@ def find_fresh(
     return manifest if same and manifest.tools.get("tinykd") == tinykd.__version__ else None
 
 
-def make_plan(target: Target, graph: Graph, board: Board) -> tuple[MemoryPlan, dict[str, Any]]:
-    """Plan a model for a board and write RUN/boards/<board>/plan/.
+def make_plan(
+    target: Target, graph: Graph, board: Board, optimize_for: OptimizeFor = "balanced"
+) -> tuple[MemoryPlan, dict[str, Any]]:
+    """Plan a model for a board and write RUN/boards/<board>/plan/, in place of a plan for another goal.
 
     Args:
         graph: as the file has it: TFLite Micro is planned for that, our engine for what it computes (`for_engine`).
+        optimize_for: what the engine's kernels, and so their scratch memory, are chosen by.
 
     Returns:
         the memory plan of our engine and the `plan` JSON object. It is returned also when the model does not fit: see
@@ -69,16 +84,19 @@ def make_plan(target: Target, graph: Graph, board: Board) -> tuple[MemoryPlan, d
     from tinykd.plan.summary import summarize
 
     engine_graph = for_engine(graph)
-    plan, tflm_plan = plan_graph(engine_graph, engine=engine_for(board.core)), plan_for_tflm(graph)
+    plan = plan_graph(engine_graph, engine=engine_for(board.core, optimize_for))
+    tflm_plan = plan_for_tflm(graph)
     result = {
         "model": target.name,
         "model_sha256": target.sha256(),
-        **summarize(engine_graph, plan, board),
+        **summarize(engine_graph, plan, board, optimize_for),
         "tflm_head_bytes": tflm_plan.arena_bytes,
         **_tflm_arenas(graph, tflm_plan),
     }
     folder = target.board_folder(board.name, "plan")
-    with draft_artifact(folder, "plan", inputs=board_inputs(target, board), board=board.name) as draft:
+    with draft_artifact(
+        folder, "plan", inputs=board_inputs(target, board), config=_plan_config(optimize_for), board=board.name
+    ) as draft:
         draft.results.update(result)
         write_json(draft.path(PLAN_FILE), {**result, "plan": plan.to_dict()})
     return plan, result
@@ -101,15 +119,21 @@ def _tflm_arenas(graph: Graph, plan: MemoryPlan) -> dict[str, int | None]:
     }
 
 
-def ensure_plan(target: Target, board: Board) -> tuple[MemoryPlan, dict[str, Any]]:
-    """Return the plan of a model for a board, from its artefact when that is fresh."""
+def ensure_plan(
+    target: Target, board: Board, optimize_for: OptimizeFor = "balanced"
+) -> tuple[MemoryPlan, dict[str, Any]]:
+    """Return the plan of a model for a board, from its artefact when that is fresh and made for the same goal."""
     from tinykd.ir import MemoryPlan
 
     folder = target.board_folder(board.name, "plan")
-    if find_fresh(folder, "plan", board_inputs(target, board)):
+    if find_fresh(folder, "plan", board_inputs(target, board), _plan_config(optimize_for)):
         raw = json.loads((folder / PLAN_FILE).read_text())
         return MemoryPlan.from_dict(raw.pop("plan")), raw
-    return make_plan(target, target.graph(), board)
+    return make_plan(target, target.graph(), board, optimize_for)
+
+
+def _plan_config(optimize_for: OptimizeFor) -> dict[str, Any]:
+    return {"optimize_for": optimize_for}
 
 
 def require_fit(result: dict[str, Any]) -> None:
@@ -120,8 +144,14 @@ def require_fit(result: dict[str, Any]) -> None:
         raise refusal(result)
 
 
-def ensure_build(target: Target, board: Board, engine: str = "tinykd", builder: str = "auto") -> BuildResult:
-    """Return the firmware of a model for a board, building it when it is missing or stale.
+def ensure_build(
+    target: Target,
+    board: Board,
+    engine: str = "tinykd",
+    builder: str = "auto",
+    optimize_for: OptimizeFor = "balanced",
+) -> BuildResult:
+    """Return the firmware of a model for a board, building it when it is missing, stale or made for another goal.
 
     Raises:
         DoesNotFitError: the plan says that it does not fit; nothing is built.
@@ -129,7 +159,7 @@ def ensure_build(target: Target, board: Board, engine: str = "tinykd", builder: 
     """
     from tinykd.build import build
 
-    plan, result = ensure_plan(target, board)
+    plan, result = ensure_plan(target, board, optimize_for)
     require_fit(result)
     return build(
         target.engine_graph(),
@@ -139,6 +169,7 @@ def ensure_build(target: Target, board: Board, engine: str = "tinykd", builder: 
         model_sha256=target.sha256(),
         engine=engine,
         builder=builder,
+        optimize_for=optimize_for,
     )
 
 

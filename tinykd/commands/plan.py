@@ -6,35 +6,37 @@ from typing import Any
 
 import click
 
-from tinykd.commands.output import board_option, json_option, kilobytes, out_option, print_json
+from tinykd.commands.output import board_option, goal_option, json_option, kilobytes, out_option, print_json
 
 
 @click.command("plan")
 @click.argument("target")
 @board_option
+@goal_option
 @click.option("--chart/--no-chart", default=True, show_default=True, help="Show the live bytes during each op.")
 @out_option
 @json_option
-def command(target: str, board: str, chart: bool, out: str | None, as_json: bool) -> None:
+def command(target: str, board: str, optimize_for: str | None, chart: bool, out: str | None, as_json: bool) -> None:
     """Plan the memory of TARGET (a run folder or MODEL.tflite) on a board and prove the plan.
 
     Exit code 3 when it does not fit; the message names the op at the peak and what to try.
     """
     from tinykd.board import load_board
-    from tinykd.commands.pipeline import make_plan, require_fit
+    from tinykd.commands.pipeline import goal_of, make_plan, require_fit
     from tinykd.commands.target import resolve_target
 
     the_board = load_board(board)
     resolved = resolve_target(target, out)
     graph = resolved.graph()
-    plan, result = make_plan(resolved, graph, the_board)
+    goal = goal_of(resolved, optimize_for)
+    plan, result = make_plan(resolved, graph, the_board, goal)
     if as_json:
         print_json(result)
     else:
         from tinykd.kernels import engine_for
         from tinykd.plan.chart import rows
 
-        _print(result, rows(resolved.engine_graph(), plan, engine_for(the_board.core)) if chart else [])
+        _print(result, rows(resolved.engine_graph(), plan, engine_for(the_board.core, goal)) if chart else [])
     require_fit(result)
 
 
@@ -71,4 +73,4 @@ def _print(result: dict[str, Any], rows: list[tuple[str, str, str, str]]) -> Non
             f"{result['tflm_arena_online_bytes']:,} B with its own (64-bit host, bookkeeping included)"
         )
     verdict = "[green]fits[/]" if result["fits"] else "[red]does not fit[/]"
-    console.print(f"  {verdict}")
+    console.print(f"  {verdict}, kernels chosen for: {result['optimize_for']}")

@@ -6,15 +6,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from tinykd.commands.output import board_option, json_option, kilobytes, print_json
+from tinykd.commands.output import board_option, goal_option, json_option, kilobytes, print_json
 
 if TYPE_CHECKING:
     from tinykd.board import Board
     from tinykd.config import Recipe
+    from tinykd.kernels import OptimizeFor
 
 _STEPS = 6
 
@@ -22,6 +23,7 @@ _STEPS = 6
 @click.command("run")
 @click.argument("recipe_name", metavar="RECIPE")
 @board_option
+@goal_option
 @click.option("-s", "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override, e.g. train.epochs=3.")
 @click.option("--out", type=click.Path(path_type=Path), help="The run's folder [default: runs/<recipe name>].")
 @click.option("--samples", type=click.IntRange(1), help="Test images to run on the device [default: all].")
@@ -32,6 +34,7 @@ _STEPS = 6
 def command(
     recipe_name: str,
     board: str,
+    optimize_for: str | None,
     overrides: tuple[str, ...],
     out: Path | None,
     samples: int | None,
@@ -51,10 +54,11 @@ def command(
     recipe = load_recipe(recipe_name, overrides)
     the_board = load_board(board)
     folder = out or Path("runs") / recipe.name
+    goal = cast("OptimizeFor", optimize_for or recipe.firmware.optimize_for)
     road = _Road()
     results: dict[str, Any] = {"run": str(folder), "recipe": recipe.name, "board": the_board.name}
-    results["train"] = _train(road, recipe, folder, the_board, restart)
-    results.update(_carry(road, folder, the_board, samples, port, sim))
+    results["train"] = _train(road, recipe, folder, the_board, goal, restart)
+    results.update(_carry(road, folder, the_board, goal, samples, port, sim))
     if as_json:
         print_json(results)
 
@@ -81,13 +85,13 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 60 else f"{int(seconds) // 60} min {int(seconds) % 60:02d} s"
 
 
-def _train(road: _Road, recipe: Recipe, folder: Path, board: Board, restart: bool) -> dict[str, Any]:
+def _train(road: _Road, recipe: Recipe, folder: Path, board: Board, goal: OptimizeFor, restart: bool) -> dict[str, Any]:
     from tinykd.artifact import MANIFEST
     from tinykd.commands.train import train_with_progress
 
     with road.step("train") as done:
         if restart or not (folder / "train" / MANIFEST).is_file():
-            _require_student_fits(recipe, board)
+            _require_student_fits(recipe, board, goal)
         results = train_with_progress(recipe, folder, resume=not restart).results
         teacher = results.get("teacher_top1")
         done(
@@ -99,7 +103,7 @@ def _train(road: _Road, recipe: Recipe, folder: Path, board: Board, restart: boo
     return results
 
 
-def _require_student_fits(recipe: Recipe, board: Board) -> None:
+def _require_student_fits(recipe: Recipe, board: Board, goal: OptimizeFor) -> None:
     """Plan the student with untrained weights: a model that cannot fit is refused before hours of training.
 
     Raises:
@@ -129,11 +133,11 @@ def _require_student_fits(recipe: Recipe, board: Board) -> None:
     images: np.ndarray = dataset.train.images[:2]
     normalization = convert.Normalization(dataset.mean_level, dataset.std_level)
     _, graph = convert.convert(float_onnx, images, normalization, name=recipe.name)
-    require_fit(summarize(graph, plan_graph(graph, engine=engine_for(board.core)), board))
+    require_fit(summarize(graph, plan_graph(graph, engine=engine_for(board.core, goal)), board, goal))
 
 
 def _carry(
-    road: _Road, folder: Path, board: Board, samples: int | None, port: str | None, sim: str
+    road: _Road, folder: Path, board: Board, goal: OptimizeFor, samples: int | None, port: str | None, sim: str
 ) -> dict[str, dict[str, Any] | str]:
     """Take a trained run through the remaining steps and return their results."""
     from tinykd.commands.bench import progress
@@ -152,7 +156,7 @@ def _carry(
         )
     target = resolve_target(folder)
     with road.step("plan") as done:
-        _, plan = ensure_plan(target, board)
+        _, plan = ensure_plan(target, board, goal)
         require_fit(plan)
         optimal = "optimal" if plan["gap_bytes"] == 0 else f"{plan['gap_bytes']} B above the bound"
         done(
@@ -161,12 +165,12 @@ def _carry(
             f"{kilobytes(plan['flash_budget_bytes'])}"
         )
     with road.step("build") as done:
-        built = ensure_build(target, board).to_dict()
+        built = ensure_build(target, board, optimize_for=goal).to_dict()
         done(f"{built['elf']}: {kilobytes(built['flash_bytes'])} flash, stack {built['stack_bytes_max']:,} B at most")
     with road.step("bench") as done:
         options = BenchOptions(sim=None if port else sim, port=port, samples=samples)
         with progress() as on_start:
-            bench = ensure_bench(target, board, options, on_start=on_start)
+            bench = ensure_bench(target, board, options, optimize_for=goal, on_start=on_start)
         equal = "all equal the host's" if bench["outputs_equal"] else "NOT all equal to the host's"
         top1 = "" if bench["top1"] is None else f"{bench['top1']:.2%} on "
         done(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tinykd.commands.output import json_option, out_option, print_json, seed_option, table_console
+from tinykd.commands.output import goal_option, json_option, out_option, print_json, seed_option, table_console
 
 if TYPE_CHECKING:
     from tinykd.commands.target import Target
@@ -26,6 +26,7 @@ _NAMES = ("tflite-micro", "litert", "tensorflow", "onnxruntime", "fake-quant", "
     help="Whom to compare with; can be given several times [default: everything that is installed].",
 )
 @click.option("--board", metavar="B", help="Also build the firmware for this board and compare what it computes.")
+@goal_option
 @click.option("--sim", metavar="EMULATOR", default="unicorn", show_default=True, help="Emulator for --board.")
 @click.option("--port", metavar="P", help="Serial port of a real board instead; 'auto' finds it by its USB ids.")
 @click.option("--samples", default=20, show_default=True, type=click.IntRange(1), help="Inputs to compare.")
@@ -37,6 +38,7 @@ def command(
     target: str,
     names: tuple[str, ...],
     board: str | None,
+    optimize_for: str | None,
     sim: str,
     port: str | None,
     samples: int,
@@ -63,7 +65,8 @@ def command(
     rows: list[dict[str, Any]] = []
     results: list[Parity] = []
     for name in _chosen(names, resolved, board):
-        answer = _ask(name, resolved, graph, x, seed, stream, board, sim, port, required=name in names)
+        required = name in names
+        answer = _ask(name, resolved, graph, x, seed, stream, board, optimize_for, sim, port, required=required)
         if isinstance(answer, dict):
             rows.append(answer)
         else:
@@ -106,6 +109,7 @@ def _ask(
     seed: int,
     stream: bool,
     board: str | None,
+    optimize_for: str | None,
     sim: str,
     port: str | None,
     *,
@@ -122,7 +126,7 @@ def _ask(
         # The firmware computes the graph between the conversions at its edges, with its pads folded.
         engine = target.engine_graph()
         inner = parity.sample_inputs(engine, len(next(iter(x.values()))), seed)
-        with device_judge(target, engine, load_board(board), sim, port) as judge:
+        with device_judge(target, engine, load_board(board), sim, port, optimize_for) as judge:
             return parity.compare_judge(engine, judge, inner, stream=stream)
     if name in oracles.ORACLES and not oracles.ORACLES[name].is_available and not required:
         return {"oracle": name, "status": "missing", "install": oracles.ORACLES[name].install}

@@ -85,23 +85,27 @@ def fake_quant_judge(target: Target, graph: Graph) -> FakeQuantJudge:
 
 
 @contextmanager
-def device_judge(target: Target, graph: Graph, board: Board, sim: str, port: str | None) -> Iterator[DeviceJudge]:
+def device_judge(
+    target: Target, graph: Graph, board: Board, sim: str, port: str | None, optimize_for: str | None = None
+) -> Iterator[DeviceJudge]:
     """Build the firmware and open it in an emulator, or on the board at a serial port ("auto" looks for it).
 
     Args:
         graph: the target's `engine_graph`.
+        optimize_for: what kernels are chosen by; None: as the run's recipe says, else "balanced".
 
     Raises:
         DoesNotFitError, ToolchainError: from the build.
         DeviceError: the device failed, or runs another model.
     """
-    from tinykd.commands.pipeline import ensure_build, ensure_plan
+    from tinykd.commands.pipeline import ensure_build, ensure_plan, goal_of
     from tinykd.run.activations import DeviceJudge
     from tinykd.run.session import open_session
     from tinykd.run.transport import open_emulator, open_serial
 
-    built = ensure_build(target, board)
-    plan, _ = ensure_plan(target, board)
+    goal = goal_of(target, optimize_for)
+    built = ensure_build(target, board, optimize_for=goal)
+    plan, _ = ensure_plan(target, board, goal)
     where = None if port == "auto" else port
     transport = open_emulator(sim, built.elf, board) if port is None else open_serial(board, where)
     with open_session(transport, baud=board.baud) as session:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from tinykd.board import Board
-from tinykd.errors import ConfigError
+from tinykd.errors import ConfigError, InternalError
 from tinykd.ir import Graph, MemoryPlan
 from tinykd.kernels import SCRATCH, OptimizeFor, engine_for, planned_calls, unique_arrays
 from tinykd.toml import tomllib
@@ -57,7 +57,7 @@ def predict(graph: Graph, board: Board, plan: MemoryPlan, optimize_for: Optimize
         if not calls:
             continue
         num_ops += 1
-        facts = row["kernels"][calls[0].function]
+        facts = _facts(row, calls[0].function)
         text += facts["text_per_op"] + row["text_per_call"] * (len(calls) - 1)
         model += _aligned(facts["params"]) * len(calls)
         stack = max(stack, facts["stack"])
@@ -86,6 +86,14 @@ def predict(graph: Graph, board: Board, plan: MemoryPlan, optimize_for: Optimize
         "sram_static_bytes": static,
         "sram_bytes": static + stack,
     }
+
+
+def _facts(row: dict[str, Any], function: str) -> dict[str, Any]:
+    if function not in row["kernels"]:
+        raise InternalError(
+            f"the footprint of the kernel {function} was never measured", "Run: python -m tinykd.build.footprint"
+        )
+    return row["kernels"][function]
 
 
 @lru_cache(maxsize=1)

@@ -9,12 +9,17 @@ from tinykd.errors import DoesNotFitError
 from tinykd.ir import Graph, MemoryPlan, graph_macs
 from tinykd.kernels import OptimizeFor
 from tinykd.plan.footprint import predict
+from tinykd.plan.goals import compare_goals
 
 
 def summarize(graph: Graph, plan: MemoryPlan, board: Board, optimize_for: OptimizeFor = "balanced") -> dict[str, Any]:
-    """Return the board's side of the `plan` JSON object: totals, budgets, `fits`, and where the peak is.
+    """Return the board's side of the `plan` JSON object: totals, budgets, `fits`, where the peak is, and what the
+    engine's goals would take instead.
 
     Every `*_bytes` is what the firmware with engine `tinykd` will need, predicted before it is built.
+
+    Args:
+        plan: made for the board's core and `optimize_for`.
     """
     footprint = predict(graph, board, plan, optimize_for)
     peak = graph.ops[plan.peak_op]
@@ -34,6 +39,8 @@ def summarize(graph: Graph, plan: MemoryPlan, board: Board, optimize_for: Optimi
         "model_bytes": footprint["model_bytes"],
         "fits": footprint["sram_bytes"] <= board.sram_budget_bytes
         and footprint["flash_bytes"] <= board.flash_budget_bytes,
+        "optimize_for": optimize_for,
+        "goals": compare_goals(graph, board, plan, optimize_for),
         "macs": graph_macs(graph),
         "num_ops": len(graph.ops),
     }
@@ -54,10 +61,18 @@ def refusal(summary: dict[str, Any]) -> DoesNotFitError:
             f"flash needs {_bytes(summary['flash_total_bytes'])} (weights {_bytes(summary['model_bytes'])}) but "
             f"{summary['board']} leaves {_bytes(summary['flash_budget_bytes'])}"
         )
-    return DoesNotFitError(
-        "; ".join(problems) + ".",
-        "Try a smaller width or input resolution, fewer classes, or a board with more memory (tinykd list boards).",
-    )
+    return DoesNotFitError("; ".join(problems) + ".", _way_out(summary))
+
+
+def _way_out(summary: dict[str, Any]) -> str:
+    """Return what to try; another goal of the engine only when the model was found to fit with it."""
+    for row in summary["goals"]:
+        if row["fits"]:
+            return (
+                f"It fits with --optimize-for {row['optimize_for']}: {_bytes(row['flash_bytes'])} of flash, "
+                f"{_bytes(row['sram_bytes'])} of SRAM."
+            )
+    return "Try a smaller width or input resolution, fewer classes, or a board with more memory (tinykd list boards)."
 
 
 def _bytes(number: int) -> str:

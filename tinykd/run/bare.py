@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from tinykd.errors import DeviceError
+from tinykd.run.transport.base import count_instructions
 from tinykd.run.transport.firmware import read_firmware
-from tinykd.run.transport.unicorn import _import_unicorn, count_instructions
+from tinykd.run.transport.unicorn import _import_unicorn
 
 _MEMORY_BYTES = 16 << 20
 _REGIONS = (0x0800_0000, 0x2000_0000)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from tinykd.board import Board
 from tinykd.errors import ConfigError, DeviceError
+from tinykd.run.profile import cycles_dict, profile
 from tinykd.run.protocol import Info
 from tinykd.run.session import Session
 from tinykd.run.transport.base import InstructionCounts
@@ -36,10 +37,11 @@ class Bench:
 
 @dataclass(frozen=True)
 class _Cost:
-    """What one profiled inference took: instructions on an emulator, cycles on a board."""
+    """What one profiled inference took: instructions on an emulator, then with `counts`, or cycles on a board."""
 
     total: int
     per_op: tuple[int, ...]
+    counts: InstructionCounts | None = None
 
 
 def run_bench(
@@ -60,7 +62,7 @@ def run_bench(
         session: with the device; HELLO is sent here.
         board: the board that it is, or that is emulated.
         model_sha256: the model that must answer.
-        ops: the generated sequence: mappings with `op` (0, 1, ..), `kind`, `source` and `macs`.
+        ops: the generated sequence: mappings with `op` (0, 1, ..), `kind`, `source`, `macs` and `kernel`.
         inputs: (samples, input_bytes), at least one sample.
         reference: (samples, elements), what the host computed; the device's bytes are read as its dtype. Each sample
             stands for itself: a device whose model has memory forgets before each.
@@ -135,7 +137,7 @@ def _check_sizes(info: Info, inputs: Int8, reference: Outputs, num_ops: int, ses
 def _cost(counts: InstructionCounts, num_ops: int) -> _Cost:
     if len(counts.per_op) != num_ops:
         raise DeviceError(f"the firmware has {len(counts.per_op)} op functions, the build lists {num_ops} ops")
-    return _Cost(counts.total, counts.per_op)
+    return _Cost(counts.total, counts.per_op, counts)
 
 
 def predicted_classes(outputs: Outputs) -> npt.NDArray[np.int64]:
@@ -167,49 +169,54 @@ def _latency(
     board: Board, info: Info, profiles: list[_Cost], cycles: list[int], ops: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
     """Instructions make an estimate, cycles a measurement; the profile shown is the one of the median inference."""
-    measured = bool(cycles)
-    totals = [profile.total for profile in profiles]
-    median = sorted(profiles, key=lambda profile: profile.total)[(len(profiles) - 1) // 2] if profiles else None
-    clock_hz = info.clock_hz
-    per_op = []
-    for index, op in enumerate(ops):
-        row = {"op": int(op["op"]), "kind": op["kind"], "source": op["source"], "macs": int(op["macs"])}
-        cost = median.per_op[index] if median else None
-        row["instructions"] = None if measured else cost
-        if measured:
-            row["cycles"] = cost
-        per_op.append(row)
+    median = sorted(profiles, key=lambda cost: cost.total)[(len(profiles) - 1) // 2] if profiles else None
     result: dict[str, Any] = {
-        "clock_hz": clock_hz,
-        "latency_kind": "measured" if measured else "estimated",
+        "clock_hz": info.clock_hz,
+        "latency_kind": "measured" if cycles else "estimated",
+        "latency_us": None,
         "profiled_samples": len(profiles),
         "instructions_per_inference": None,
         "instructions_min": None,
         "instructions_max": None,
         "instructions_overhead": None,
-        "estimated_cycles": None,
-        "per_op": per_op,
+        "cycles_per_instruction": None,
+        **cycles_dict(None),
+        "per_op": [
+            {key: op[key] for key in ("op", "kind", "source", "macs", "kernel")} | {"instructions": None} for op in ops
+        ],
+        "by_function": None,
     }
-    if measured:
-        typical = statistics.median(cycles)
-        result.update(
-            cycles_per_inference=typical,
-            cycles_min=min(cycles),
-            cycles_max=max(cycles),
-            latency_us=round(typical / clock_hz * 1e6, 3),
-        )
-        return result
-    if median is None:
-        result["latency_us"] = None
-        return result
-    estimated = round(median.total * board.cycles_per_instruction)
-    result.update(
-        instructions_per_inference=median.total,
-        instructions_min=min(totals),
-        instructions_max=max(totals),
-        instructions_overhead=median.total - sum(median.per_op),
-        cycles_per_instruction=board.cycles_per_instruction,
-        estimated_cycles=estimated,
-        latency_us=round(estimated / clock_hz * 1e6, 3),
-    )
+    if cycles:
+        result.update(_measured(median, cycles, result["per_op"]))
+    elif median is not None:
+        result.update(_estimated(board, median, [cost.total for cost in profiles], result["per_op"]))
+    typical = result["estimated_cycles"] if not cycles else result["cycles_per_inference"]
+    if typical is not None:
+        result["latency_us"] = round(typical / info.clock_hz * 1e6, 3)
     return result
+
+
+def _measured(median: _Cost | None, cycles: list[int], per_op: list[dict[str, Any]]) -> dict[str, Any]:
+    for index, row in enumerate(per_op):
+        row["cycles"] = median.per_op[index] if median else None
+    return {
+        "cycles_per_inference": statistics.median(cycles),
+        "cycles_min": min(cycles),
+        "cycles_max": max(cycles),
+    }
+
+
+def _estimated(board: Board, median: _Cost, totals: list[int], per_op: list[dict[str, Any]]) -> dict[str, Any]:
+    found = None if median.counts is None else profile(median.counts, board.core)
+    for index, row in enumerate(per_op):
+        row["instructions"] = median.per_op[index]
+        row.update(cycles_dict(found.per_op[index] if found else None))
+    return {
+        "instructions_per_inference": median.total,
+        "instructions_min": min(totals),
+        "instructions_max": max(totals),
+        "instructions_overhead": median.total - sum(median.per_op),
+        "cycles_per_instruction": round(found.total.middle / median.total, 4) if found else None,
+        **cycles_dict(found.total if found else None),
+        "by_function": [cost.to_dict() for cost in found.by_function] if found else None,
+    }

@@ -3,7 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
+
+
+class BlockCount(NamedTuple):
+    """A run of instructions that is entered at its start and left at its end, and how often it ran.
+
+    Attributes:
+        function: whose code it is.
+        code: its instructions.
+        times: how often it ran.
+        jumps: how often something else than the instruction behind it came next.
+    """
+
+    function: str
+    code: bytes
+    times: int
+    jumps: int
+
+    @property
+    def instructions(self) -> int:
+        """Instructions retired in it."""
+        return self.times * count_instructions(self.code)
 
 
 @dataclass(frozen=True)
@@ -16,11 +37,23 @@ class InstructionCounts:
         total: from the first instruction of `tk_server_invoke` to its return, both included.
         per_op: by op of the generated sequence, with everything that the op calls.
         overhead: the loop around the ops; `total == sum(per_op) + overhead`.
+        blocks: what ran in each op, and last in the loop around them; empty where the emulator does not tell.
     """
 
     total: int
     per_op: tuple[int, ...]
     overhead: int
+    blocks: tuple[tuple[BlockCount, ...], ...] = ()
+
+
+def count_instructions(code: bytes) -> int:
+    """Return how many Thumb instructions stand in `code` (ARM DDI 0403E, section A5.1: a first halfword of 0b11101,
+    0b11110 or 0b11111 begins one of four bytes)."""
+    offset = count = 0
+    while offset < len(code):
+        offset += 4 if code[offset + 1] >= 0xE8 else 2
+        count += 1
+    return count
 
 
 class InstructionCounter(Protocol):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,7 @@ class Firmware:
         path: the file.
         segments: (load address, bytes) of everything that flash holds.
         symbols: address of each named object and function (Thumb bit cleared).
-        functions: (address, name), sorted.
+        functions: (address, name), sorted; a name that several files use is followed by its file.
         static_ends: first address above each section that takes memory.
     """
 
@@ -33,11 +34,19 @@ class Firmware:
 
     def locate(self, address: int) -> str:
         """Return an address in words: `0x08000123 (tk_op_003 + 0x12)`."""
+        found = self._function(address)
+        return f"0x{address:08x}" if found is None else f"0x{address:08x} ({found[1]} + 0x{address - found[0]:x})"
+
+    def function_at(self, address: int) -> str:
+        """Return the name of the function whose code stands at an address, or the address where there is none."""
+        found = self._function(address)
+        return f"0x{address:08x}" if found is None else found[1]
+
+    def _function(self, address: int) -> tuple[int, str] | None:
         index = bisect.bisect_right(self.functions, (address, "\x7f")) - 1
         if index < 0 or not any(start <= address < start + len(data) for start, data in self.segments):
-            return f"0x{address:08x}"
-        start, name = self.functions[index]
-        return f"0x{address:08x} ({name} + 0x{address - start:x})"
+            return None
+        return self.functions[index]
 
     def ops(self) -> dict[int, int]:
         """Return the index of each generated op by the address of its function.
@@ -78,18 +87,20 @@ def read_firmware(path: Path) -> Firmware:
                 for segment in elf.iter_segments("PT_LOAD")
                 if segment["p_filesz"] > 0
             )
-            symbols, functions = {}, []
+            symbols, functions, source = {}, [], ""
             for table in elf.iter_sections():
                 if not isinstance(table, SymbolTableSection):
                     continue
                 for symbol in table.iter_symbols():
                     kind, name = symbol["st_info"]["type"], symbol.name
+                    if kind == "STT_FILE":
+                        source = name  # local symbols stand behind their file's
                     if not name or name.startswith("$") or symbol["st_shndx"] == "SHN_UNDEF":
                         continue
                     address = symbol["st_value"] & ~1 if kind == "STT_FUNC" else symbol["st_value"]
                     symbols[name] = address
                     if kind == "STT_FUNC":
-                        functions.append((address, name))
+                        functions.append((address, name, source if symbol["st_info"]["bind"] == "STB_LOCAL" else ""))
             ends = tuple(
                 section["sh_addr"] + section["sh_size"] for section in elf.iter_sections() if section["sh_flags"] & 2
             )
@@ -101,4 +112,11 @@ def read_firmware(path: Path) -> Firmware:
         raise ConfigError(f"{path} is not a readable ELF: {error}", "Build it again: tinykd build.") from error
     if not segments:
         raise ConfigError(f"{path} has nothing to load")
-    return Firmware(path, segments, symbols, tuple(sorted(functions)), ends)
+    return Firmware(path, segments, symbols, _told_apart(functions), ends)
+
+
+def _told_apart(functions: list[tuple[int, str, str]]) -> tuple[tuple[int, str], ...]:
+    """Return (address, name), sorted, from (address, name, source file)."""
+    uses = Counter(name for _, name, _ in functions)
+    named = ((at, f"{name} ({source})" if uses[name] > 1 and source else name) for at, name, source in functions)
+    return tuple(sorted(named))

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter, defaultdict
+from collections.abc import Container
 from pathlib import Path
 from typing import Any, Literal
 
 from tinykd.board import Board
 from tinykd.errors import ConfigError, DeviceError
-from tinykd.run.transport.base import InstructionCounts
+from tinykd.run.transport.base import BlockCount, InstructionCounts, count_instructions
 from tinykd.run.transport.firmware import INVOKE_SYMBOL, Firmware, read_firmware
 from tinykd.run.transport.peripherals import UART_MODELS, Registers, Uart
 
@@ -239,6 +241,10 @@ class UnicornTransport:
         return False
 
 
+_Passages = dict[tuple[int, int, int], int]
+"""(address of the block before, address, bytes) -> how often a block ran right after that one."""
+
+
 class UnicornCounter:
     """Counts retired instructions block by block, exactly, and splits those of an inference by op.
 
@@ -251,12 +257,15 @@ class UnicornCounter:
         self._uc = core
         self._firmware = firmware
         self._hook: int | None = None
-        self._retired = [0]
-        self._last: list[int] | None = None
+        self._code: dict[tuple[int, int], tuple[int, bytes]] = {}
+        self._retired = 0
+        self._open: _Passages = {}
+        self._open_retired = 0
+        self._last: list[_Passages] | None = None
 
     def retired_now(self) -> int:
         """Instructions retired while counting, up to the end of the present block; stands still otherwise."""
-        return self._retired[0]
+        return self._retired + self._instructions(self._open) - self._open_retired
 
     def start(self) -> None:
         """Count from now on; about four times slower."""
@@ -278,46 +287,84 @@ class UnicornCounter:
             self._hook = None
         if self._last is None:
             raise DeviceError("unicorn: no inference was finished while instructions were counted")
-        *per_op, overhead = self._last
-        return InstructionCounts(sum(self._last), tuple(per_op), overhead)
+        *per_op, overhead = (self._instructions(passages) for passages in self._last)
+        blocks = tuple(self._blocks(passages) for passages in self._last)
+        return InstructionCounts(sum(per_op) + overhead, tuple(per_op), overhead, blocks)
 
     def _make_callback(self, ops: dict[int, int]) -> Any:
         # Local variables, because this runs for every block: tens of millions of times a minute.
-        core, link_register = self._uc, self._unicorn.arm_const.UC_ARM_REG_LR
         invoke = self._firmware.symbols[INVOKE_SYMBOL]
-        loop, outside = -1, -2  # -1 also is the place of the overhead in `counts`
-        entries = {**ops, invoke: loop}
-        lengths: dict[int, int] = {}
-        retired = self._retired
-        counts: list[int] = []
-        current, awaited, after_invoke = outside, -1, -1
+        outside: _Passages = defaultdict(int)
+        here = outside  # the passages of where the core is
+        watched: Container[int] = (invoke,)  # the addresses where that changes
+        parts: list[_Passages] = []  # of each op, and last of the loop
+        after_invoke = before = -1
 
         def on_block(_: Any, address: int, size: int, __: Any) -> None:
-            nonlocal counts, current, awaited, after_invoke
-            key = address << 16 | size
-            length = lengths.get(key)
-            if length is None:
-                length = lengths[key] = count_instructions(bytes(core.mem_read(address, size)))
-            retired[0] += length
-            if address == awaited:
-                if current == loop:
-                    self._last = counts
-                    current, awaited = outside, -1
-                else:
-                    current, awaited = loop, after_invoke
-            elif address in entries:
-                entered = entries[address]
-                if entered == loop:
-                    counts = [0] * (len(ops) + 1)
-                    awaited = after_invoke = core.reg_read(link_register) & ~1
-                    current = loop
-                elif current == loop:
-                    awaited = core.reg_read(link_register) & ~1
-                    current = entered
-            if current != outside:
-                counts[current] += length
+            nonlocal here, before
+            if address in watched:
+                here = enter(address)
+            here[before, address, size] += 1
+            before = address
 
+        def enter(address: int) -> _Passages:
+            """Return where passages are counted from now on: outside, in an op, or in the loop around ops."""
+            nonlocal watched, parts, after_invoke
+            if address == invoke:
+                parts = [defaultdict(int) for _ in range(len(ops) + 1)]
+                after_invoke = self._return_address()
+                entered = parts[-1]
+            elif here is not parts[-1]:
+                entered = parts[-1]
+            elif address == after_invoke:
+                self._last, entered = parts, outside
+            else:
+                entered = parts[ops[address]]
+                watched = (invoke, self._return_address())
+            if entered is outside:
+                watched = (invoke,)
+            elif entered is parts[-1]:
+                watched = {invoke, *ops, after_invoke}
+            self._switch(entered)
+            return entered
+
+        self._switch(outside)
         return on_block
+
+    def _return_address(self) -> int:
+        return int(self._uc.reg_read(self._unicorn.arm_const.UC_ARM_REG_LR)) & ~1
+
+    def _switch(self, passages: _Passages) -> None:
+        """Let `retired_now` follow other passages from now on."""
+        self._retired = self.retired_now()
+        self._open, self._open_retired = passages, self._instructions(passages)
+
+    def _instructions(self, passages: _Passages) -> int:
+        return sum(self._block(address, size)[0] * times for (_, address, size), times in passages.items())
+
+    def _block(self, address: int, size: int) -> tuple[int, bytes]:
+        """Return a block's number of instructions, and its code."""
+        found = self._code.get((address, size))
+        if found is None:
+            code = bytes(self._uc.mem_read(address, size))
+            found = self._code[address, size] = count_instructions(code), code
+        return found
+
+    def _blocks(self, passages: _Passages) -> tuple[BlockCount, ...]:
+        times: Counter[tuple[int, int]] = Counter()
+        fallen_into: Counter[tuple[int, int]] = Counter()  # by the block in front and the address behind it
+        for (before, address, size), count in passages.items():
+            times[address, size] += count
+            fallen_into[before, address] += count
+        return tuple(
+            BlockCount(
+                self._firmware.function_at(address),
+                self._block(address, size)[1],
+                count,
+                count - min(count, fallen_into[address, address + size]),
+            )
+            for (address, size), count in times.items()
+        )
 
 
 class _Watchdog:
@@ -358,16 +405,6 @@ class _Watchdog:
                 if deadline is not None and time.monotonic() > deadline:
                     self.expired = True
                     self._stop()
-
-
-def count_instructions(code: bytes) -> int:
-    """Return how many Thumb instructions stand in `code` (ARM DDI 0403E, section A5.1: a first halfword of 0b11101,
-    0b11110 or 0b11111 begins one of four bytes)."""
-    offset = count = 0
-    while offset < len(code):
-        offset += 4 if code[offset + 1] >= 0xE8 else 2
-        count += 1
-    return count
 
 
 def _whole_pages(num_bytes: int) -> int:
