@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from elftools.elf.elffile import ELFFile
@@ -18,7 +19,7 @@ from tinykd.build.bare import MEMORY_BYTES, SRAM_ORIGIN, build_bare, build_kerne
 from tinykd.build.codegen import GeneratedModel, generate
 from tinykd.export import reference
 from tinykd.ir import DTYPES, Graph, Op, verify
-from tinykd.kernels import Engine, OptimizeFor, engine_for
+from tinykd.kernels import ARMV7EM, KERNELS, Engine, OptimizeFor, engine_for, signature
 from tinykd.plan import plan_graph
 from tinykd.run.bare import BareMachine
 
@@ -80,27 +81,63 @@ class Fault:
     sample: int = 0
 
 
+ANY_VARIANT = "any"
+"""Instead of a goal: any kernel that can run an op may, whatever it costs."""
+CONFIGURATIONS = (
+    "cortex-m7:balanced",
+    "cortex-m7:any",
+    "cortex-m4:speed",
+    "cortex-m7:size",
+    "cortex-m4:any",
+    "cortex-m0plus:balanced",
+)
+
+
+def kernels_of(configurations: Iterable[str]) -> set[str]:
+    """Return the C functions that should come up: portable ones, and all others where any may be chosen."""
+    functions = {kernel.function for row in KERNELS.values() for kernel in row}
+    if any(item.endswith(f":{ANY_VARIANT}") for item in configurations):
+        functions |= {kernel.function for row in ARMV7EM.values() for kernel in row}
+    return functions
+
+
 class Emulated:
     """An emulated core as a judge of `fuzzing.check`: it runs a graph's generated C.
 
     Args:
-        core: "cortex-m7", say.
+        configuration: core and goal, "cortex-m7:speed", or core and `ANY_VARIANT`.
         folder: where its kernels are kept between the graphs.
+
+    Attributes:
+        kernels: C function -> how many ops it ran.
     """
 
-    def __init__(self, core: str, optimize_for: OptimizeFor, folder: Path) -> None:
-        self._core, self._engine, self._folder = core, engine_for(core, optimize_for), folder
-        self.options = f" --engine {core} --optimize-for {optimize_for}"
+    def __init__(self, configuration: str, folder: Path) -> None:
+        self._core, _, self._goal = configuration.partition(":")
+        self._folder = folder
+        self.options = f" --engine --on {configuration}"
         self.kernels: Counter[str] = Counter()
 
     def __str__(self) -> str:
-        return f"{self._core}, {self._engine.optimize_for}"
+        return f"{self._core}, {self._goal}"
 
     def device(self, graph: Graph) -> Device:
         """Return the graph's code on the core, and count the kernels that it uses."""
-        device = Device(graph, self._core, self._engine, self._folder)
+        device = Device(graph, self._core, self._engine(graph), self._folder)
         self.kernels.update(op.kernel for op in device.generated.ops)
         return device
+
+    def _engine(self, graph: Graph) -> Engine:
+        """Return the engine; for `ANY_VARIANT` one whose choices look random, and are the same for the same graph."""
+        if self._goal != ANY_VARIANT:
+            return engine_for(self._core, cast(OptimizeFor, self._goal))
+        choices = {}
+        for op in graph.ops:
+            found = [kernel.variant for kernel in ARMV7EM.get(op.kind, ()) if kernel.applies(graph, op)]
+            if found:
+                name = signature(graph, op)
+                choices[name] = found[zlib.crc32(name.encode()) % len(found)]
+        return replace(engine_for(self._core), choices=choices)
 
 
 class Device:

@@ -502,6 +502,8 @@ FOLLOWERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 
 FLOAT_ONLY = frozenset({"batch_norm"})
 """Kinds of float graphs only: an int8 graph has none."""
+DEVICE_KINDS = tuple(kind for kind in KINDS if kind != "dequantize")
+"""Kinds that a device runs."""
 MOST_OPS = 10
 
 
