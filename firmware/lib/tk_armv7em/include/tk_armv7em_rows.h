@@ -36,6 +36,9 @@ typedef struct {
 /* All channels of two interleaved columns: y0 (out_c) of the first, y1 (out_c) of the second. y0 may be y1. */
 void tk_rows_widened_2(const tk_rows_t *rows, const int32_t *columns, int8_t *y0, int8_t *y1);
 
+/* The same for pairs of columns that stand one behind the other, `depth` words each, with all outputs in a row from y. */
+void tk_rows_widened_pairs(const tk_rows_t *rows, const int32_t *columns, int8_t *y, int32_t pairs);
+
 /* All channels of one column: y (out_c). */
 void tk_rows_widened_1(const tk_rows_t *rows, const int32_t *column, int8_t *y);
 
@@ -52,10 +55,11 @@ typedef struct {
     uint16_t in_w, in_c;
     uint16_t out_h, out_w;
     uint16_t stride_h, stride_w;
+    uint16_t pairs;                     /* pairs of columns that scratch holds, at least 1 */
     tk_rows_t rows;                     /* depth: in_c rounded up to a multiple of 4 */
 } tk_pointwise_t;
 
-/* scratch: 4 * depth bytes. y must not overlap x. */
+/* scratch: 4 * depth * pairs bytes. y must not overlap x. */
 void tk_pointwise_widened(const tk_pointwise_t *params, const int8_t *x, int8_t *y, int8_t *scratch);
 void tk_pointwise_packed(const tk_pointwise_t *params, const int8_t *x, int8_t *y, int8_t *scratch);
 

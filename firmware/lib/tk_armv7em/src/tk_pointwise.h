@@ -5,33 +5,50 @@
 #include "tk_armv7em_rows.h"
 #include "tk_widen.h"
 
-typedef void tk_rows_2_fn(const tk_rows_t *rows, const int32_t *columns, int8_t *y0, int8_t *y1);
+typedef void tk_rows_pairs_fn(const tk_rows_t *rows, const int32_t *columns, int8_t *y, int32_t pairs);
 typedef void tk_rows_1_fn(const tk_rows_t *rows, const int32_t *column, int8_t *y);
 
+/* Where the next pixel is read. */
+typedef struct {
+    const int8_t *x, *line;
+    int32_t left;                       /* pixels of this line, at least 1 */
+} tk_pixel_t;
+
+static inline const int8_t *tk_next_pixel(const tk_pointwise_t *p, tk_pixel_t *pixel, int32_t step, int32_t line_step)
+{
+    const int8_t *const x = pixel->x;
+    pixel->x += step;
+    if (--pixel->left == 0) {
+        pixel->line += line_step;
+        pixel->x = pixel->line;
+        pixel->left = p->out_w;
+    }
+    return x;
+}
+
 static inline __attribute__((always_inline)) void tk_pointwise(const tk_pointwise_t *p, const int8_t *x, int8_t *y,
-                                                               int8_t *scratch, tk_rows_2_fn *rows_2, tk_rows_1_fn *rows_1)
+                                                               int8_t *scratch, tk_rows_pairs_fn *rows_pairs,
+                                                               tk_rows_1_fn *rows_1)
 {
     int32_t *const columns = (int32_t *)(void *)scratch;
-    const int32_t out_c = p->rows.out_c;
     const int32_t step = p->stride_w * p->in_c;
-    const int32_t line = p->stride_h * p->in_w * p->in_c;
-    const int8_t *first = 0;
-    for (int32_t row = 0; row < p->out_h; row++, x += line) {
-        const int8_t *pixel = x;
-        for (int32_t left = p->out_w; left > 0; left--, pixel += step) {
-            if (!first) {
-                first = pixel;
-                continue;
-            }
-            tk_widen_2(columns, first, pixel, p->in_c);
-            rows_2(&p->rows, columns, y, y + out_c);
-            y += 2 * out_c;
-            first = 0;
+    const int32_t line_step = p->stride_h * p->in_w * p->in_c;
+    tk_pixel_t pixel = {x, x, p->out_w};
+    int32_t pairs = p->pairs;
+    for (int32_t left = p->out_h * p->out_w; left > 0; left -= 2 * pairs, y += 2 * pairs * p->rows.out_c) {
+        if (left == 1) {
+            tk_widen_1(columns, pixel.x, p->in_c);
+            rows_1(&p->rows, columns, y);
+            return;
         }
-    }
-    if (first) {
-        tk_widen_1(columns, first, p->in_c);
-        rows_1(&p->rows, columns, y);
+        pairs = pairs < left / 2 ? pairs : left / 2;
+        int32_t *to = columns;
+        for (int32_t i = pairs; i > 0; i--) {
+            const int8_t *const first = tk_next_pixel(p, &pixel, step, line_step);
+            const int8_t *const second = tk_next_pixel(p, &pixel, step, line_step);
+            to = tk_widen_2(to, first, second, p->in_c);
+        }
+        rows_pairs(&p->rows, columns, y, pairs);
     }
 }
 

@@ -2,5 +2,5 @@
 
 void tk_pointwise_widened(const tk_pointwise_t *params, const int8_t *x, int8_t *y, int8_t *scratch)
 {
-    tk_pointwise(params, x, y, scratch, tk_rows_widened_2, tk_rows_widened_1);
+    tk_pointwise(params, x, y, scratch, tk_rows_widened_pairs, tk_rows_widened_1);
 }

@@ -47,9 +47,33 @@ static inline int32_t *tk_widen_quad_2(int32_t *to, int32_t word0, int32_t word1
 /* Two interleaved columns from x0 and x1. */
 static inline int32_t *tk_widen_2(int32_t *to, const int8_t *x0, const int8_t *x1, int32_t count)
 {
-    for (const int8_t *end = x0 + (count & ~3); x0 != end; x0 += 4, x1 += 4) {
+    int32_t quads = count / 4;
+#if TK_HAS_DSP
+#define TK_WIDEN_QUAD_2                                                                                                \
+    "ldr r12, [%[x0]], #4\n\t"                                                                                         \
+    "ldr lr, [%[x1]], #4\n\t"                                                                                          \
+    "sxtb16 r4, r12\n\t"                                                                                               \
+    "sxtb16 r5, lr\n\t"                                                                                                \
+    "sxtb16 r6, r12, ror #8\n\t"                                                                                       \
+    "sxtb16 r8, lr, ror #8\n\t"                                                                                        \
+    "stmia %[to]!, {r4, r5, r6, r8}\n\t"
+    __asm__ volatile("lsrs %[quads], %[quads], #1\n\t"
+                     "bcc 1f\n\t" TK_WIDEN_QUAD_2
+                     "1:\n\t"
+                     "cbz %[quads], 3f\n"
+                     "2:\n\t" TK_WIDEN_QUAD_2 TK_WIDEN_QUAD_2
+                     "subs %[quads], %[quads], #1\n\t"
+                     "bne 2b\n"
+                     "3:"
+                     : [to] "+r"(to), [x0] "+r"(x0), [x1] "+r"(x1), [quads] "+l"(quads)
+                     :
+                     : "r4", "r5", "r6", "r8", "r12", "lr", "memory", "cc");
+#undef TK_WIDEN_QUAD_2
+#else
+    for (; quads > 0; quads--, x0 += 4, x1 += 4) {
         to = tk_widen_quad_2(to, tk_load4(x0), tk_load4(x1));
     }
+#endif
     if (count & 3) {
         to = tk_widen_quad_2(to, tk_widen_tail(x0, count), tk_widen_tail(x1, count));
     }
