@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from tinykd.errors import UnsupportedModelError
+from tinykd.errors import InternalError, UnsupportedModelError
 from tinykd.ir import Graph, MemoryPlan, Op, op_label
 from tinykd.kernels import dense, elementwise, reduce, resize, windows
 from tinykd.kernels.armv7em import ARMV7EM
@@ -107,7 +107,9 @@ def planned_calls(graph: Graph, plan: MemoryPlan, engine: Engine = PORTABLE) -> 
 
     Raises:
         UnsupportedModelError: see `select`.
+        InternalError: the plan was made for another engine: an op's scratch memory is too small.
     """
+    planned = {item.op: item.num_bytes for item in plan.scratch}
 
     def stays(call: Call) -> bool:
         if not call.is_move:
@@ -117,10 +119,17 @@ def planned_calls(graph: Graph, plan: MemoryPlan, engine: Engine = PORTABLE) -> 
             return False
         return plan.offset(source.tensor) + source.offset == plan.offset(target.tensor) + target.offset
 
-    return [
-        tuple(call for call in select(graph, op, op_label(index, op), engine) if not stays(call))
-        for index, op in enumerate(graph.ops)
-    ]
+    rows = []
+    for index, op in enumerate(graph.ops):
+        calls = select(graph, op, op_label(index, op), engine)
+        needed = max((call.scratch_bytes for call in calls), default=0)
+        if needed > planned.get(index, 0):
+            raise InternalError(
+                f"plan of '{graph.name}': {op_label(index, op)} needs {needed} B of scratch memory, the plan has "
+                f"{planned.get(index, 0)} B: it was made for another engine"
+            )
+        rows.append(tuple(call for call in calls if not stays(call)))
+    return rows
 
 
 def unique_arrays(named: Iterable[tuple[str, np.ndarray]]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
