@@ -111,19 +111,20 @@ def packed_stream(taps: np.ndarray, folded: np.ndarray, factors: Rounding | Satu
     return np.hstack([starts, packed_words(padded(taps, PAIR)), ends.reshape(len(ends), -1)])
 
 
-def packed_cost(blocks: int, depth: int, pairs: int, form: int) -> Cost:
-    """Return what so many calls of tk_rows_packed_2 take, and the bytes of the stream.
+def packed_cost(blocks: int, depth: int, pairs: int, form: int, group: int = 1) -> Cost:
+    """Return what tk_rows_packed_pairs takes for so many pairs of columns, and the bytes of the stream.
 
     Args:
         blocks: pairs of channels.
         depth: inputs of a column.
         pairs: of columns.
         form: TK_ROWS_TWO_SIDED, TK_ROWS_ONE_SIDED or TK_ROWS_SATURATING.
+        group: pairs of columns that a call takes.
     """
     steps, half = divmod(depth // QUAD, 2)
     turns = -(-steps // _STEPS_PER_TURN)
     per_block = 23 * steps + 20 * half + (39, 35, 27)[form] + 4 * turns * (turns > 1)
-    return Cost(pairs * (75 + blocks * per_block), 4 * blocks * (2 + depth // 2 + 6))
+    return Cost(pairs * (15 + 60 / group + blocks * per_block), 4 * blocks * (2 + depth // 2 + 6))
 
 
 def _wrapped(values: np.ndarray) -> np.ndarray:

@@ -42,12 +42,9 @@ void tk_rows_widened_pairs(const tk_rows_t *rows, const int32_t *columns, int8_t
 /* All channels of one column: y (out_c). */
 void tk_rows_widened_1(const tk_rows_t *rows, const int32_t *column, int8_t *y);
 
-/* The same with a packed stream; tk_armv7em_dense.h describes it. */
+/* The same with int8 weights, which are unpacked in the loop; tk_armv7em_dense.h describes their streams. */
 void tk_rows_packed_2(const tk_rows_t *rows, const int32_t *columns, int8_t *y0, int8_t *y1);
-void tk_rows_packed_1(const tk_rows_t *rows, const int32_t *column, int8_t *y);
-
-/* The same with int8 weights, which are unpacked in the loop; streams by tinykd/kernels/armv7em/packed.py. */
-void tk_rows_packed_2(const tk_rows_t *rows, const int32_t *columns, int8_t *y0, int8_t *y1);
+void tk_rows_packed_pairs(const tk_rows_t *rows, const int32_t *columns, int8_t *y, int32_t pairs);
 void tk_rows_packed_1(const tk_rows_t *rows, const int32_t *column, int8_t *y);
 
 /* Convolution with kernel 1x1 and no padding, also a fully connected layer over several rows (in_h = rows, in_w = 1). */
