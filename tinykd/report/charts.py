@@ -112,8 +112,38 @@ def line_chart(
     return Markup("".join(parts))
 
 
+@dataclass(frozen=True)
+class _Box:
+    """Bytes of the arena during some ops."""
+
+    css_class: str
+    first: int
+    last: int
+    offset: int
+    num_bytes: int
+    tooltip: str
+
+
+def _arena_boxes(plan: MemoryPlan) -> list[_Box]:
+    """Return each buffer once, whatever shares it, and each op's scratch memory."""
+    boxes = []
+    for item in plan.placements:
+        if item.alias_of is not None:
+            continue
+        sharing = [other for other in plan.placements if other.alias_of == item.tensor]
+        first = min([item.first_op, *(other.first_op for other in sharing)])
+        last = max([item.last_op, *(other.last_op for other in sharing)])
+        span = f"op {first} to {last}" if first >= 0 else f"input, until op {last}"
+        tooltip = f"{item.tensor}: {item.num_bytes:,} B at {item.offset:,}, {span}"
+        boxes.append(_Box("buffer", first, last, item.offset, item.num_bytes, tooltip))
+    for part in plan.scratch:
+        tooltip = f"scratch memory of op {part.op}: {part.num_bytes:,} B at {part.offset:,}"
+        boxes.append(_Box("scratch", part.op, part.op, part.offset, part.num_bytes, tooltip))
+    return boxes
+
+
 def arena_chart(plan: MemoryPlan, op_labels: Sequence[str]) -> Markup:
-    """Return the arena over time: x is the op that runs, y the offset in the arena, a box is a buffer.
+    """Return the arena over time: x is the op that runs, y the offset in the arena, a box a buffer or scratch memory.
 
     Buffers that are live at the peak op are highlighted, the op is shaded, and the lower bound is a dashed line.
 
@@ -149,21 +179,14 @@ def arena_chart(plan: MemoryPlan, op_labels: Sequence[str]) -> Markup:
         parts.append(_text(px(op + 0.5), height - bottom + 17, str(op)))
     parts.append(_text(px(-0.5), height - bottom + 17, "in"))
     parts.append(_text((left + width - right) / 2, height - 4, "op"))
-    for box in plan.placements:
-        if box.alias_of is not None:
-            continue
-        sharing = [other for other in plan.placements if other.alias_of == box.tensor]
-        first = min([box.first_op, *(other.first_op for other in sharing)])
-        last = max([box.last_op, *(other.last_op for other in sharing)])
-        x, y = px(first), py(box.offset + box.num_bytes)
-        box_width, box_height = (last - first + 1) * column, box.num_bytes / highest * (height - top - bottom)
-        at_peak = " hot" if first <= plan.peak_op <= last else ""
-        span = f"op {first} to {last}" if first >= 0 else f"input, until op {last}"
-        tooltip = f"{box.tensor}: {box.num_bytes:,} B at {box.offset:,}, {span}"
+    for box in _arena_boxes(plan):
+        x, y = px(box.first), py(box.offset + box.num_bytes)
+        box_width, box_height = (box.last - box.first + 1) * column, box.num_bytes / highest * (height - top - bottom)
+        at_peak = " hot" if box.first <= plan.peak_op <= box.last else ""
         parts.append(
-            f'<g><rect class="buffer{at_peak}" x="{_number(x + 0.5)}" y="{_number(y)}" '
+            f'<g><rect class="{box.css_class}{at_peak}" x="{_number(x + 0.5)}" y="{_number(y)}" '
             f'width="{_number(max(box_width - 1, 0.8))}" height="{_number(max(box_height, 1))}" rx="2"/>'
-            f"<title>{escape(tooltip)}</title>"
+            f"<title>{escape(box.tooltip)}</title>"
         )
         label = f"{box.num_bytes / 1024:.1f} kB"
         if box_width > 7 * len(label) and box_height > 15:

@@ -28,8 +28,8 @@ class StageState:
 
     Attributes:
         name: one of `STAGES`.
-        status: "done", "not run", or "out of date" (made from another model than the one reported; its numbers are
-            left out).
+        status: "done", "not run", or "out of date" (made from another model than the one reported, or from what another
+            stage has replaced since; its numbers are left out).
         seconds: how long it took, where the record says so.
         manifest: its manifest; None unless done.
         folder: where it is.
@@ -51,7 +51,8 @@ class StageState:
 class Layer:
     """One op of the model, with what the benchmark said about it.
 
-    `instructions` and `cycles` are per inference, None where they were not measured.
+    `instructions` and `cycles` are per inference, None where they were not measured; `estimated_cycles` is the middle
+    of the range that an emulator's instructions are believed to take. `kernel` is the C function, "" where none runs.
     """
 
     index: int
@@ -62,6 +63,10 @@ class Layer:
     macs: int
     instructions: float | None = None
     cycles: float | None = None
+    kernel: str = ""
+    estimated_cycles: float | None = None
+    cycles_low: float | None = None
+    cycles_high: float | None = None
 
     @property
     def cost(self) -> float | None:
@@ -248,7 +253,9 @@ def _read_graph(model: Path | None) -> Graph | None:
 
 
 def _collect_board(folder: Path, name: str, graph: Graph | None, model_sha256: str, max_wrong: int) -> BoardRecords:
-    plan, build, bench = (_stage(folder / stage, stage, model_sha256) for stage in ("plan", "build", "bench"))
+    plan, build, bench = _matching(
+        *(_stage(folder / stage, stage, model_sha256) for stage in ("plan", "build", "bench"))
+    )
     try:
         board = load_board(name)
     except TinykdError:
@@ -273,6 +280,23 @@ def _collect_board(folder: Path, name: str, graph: Graph | None, model_sha256: s
         confusion=confusion,
         wrong=wrong,
     )
+
+
+def _matching(plan: StageState, build: StageState, bench: StageState) -> tuple[StageState, StageState, StageState]:
+    """Return a board's stages; what was made for another goal than the plan, or ran another ELF, is out of date."""
+    if plan.manifest and build.manifest and _goal(plan) != _goal(build):
+        build = StageState(build.name, "out of date", build.folder)
+    if bench.manifest:
+        elf = bench.manifest.inputs.get("firmware.elf")
+        built = build.manifest.outputs.get("firmware.elf") if build.manifest else None
+        other = build.status == "out of date" or (plan.manifest is not None and _goal(plan) != _goal(bench))
+        if other or (elf and built and elf != built):
+            bench = StageState(bench.name, "out of date", bench.folder)
+    return plan, build, bench
+
+
+def _goal(stage: StageState) -> str:
+    return str(stage.manifest.config.get("optimize_for", "balanced")) if stage.manifest else ""
 
 
 def _with_results(stage: StageState, path: Path) -> StageState:
@@ -310,6 +334,8 @@ def _layers(graph: Graph | None, per_op: list[dict[str, Any]]) -> list[Layer]:
                 macs=op_macs(graph, op),
                 instructions=row.get("instructions"),
                 cycles=row.get("cycles"),
+                kernel=row.get("kernel") or "",
+                **{key: row.get(key) for key in ("estimated_cycles", "cycles_low", "cycles_high")},
             )
         )
     return layers

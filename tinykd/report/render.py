@@ -18,6 +18,7 @@ from tinykd.report.graph_table import rows as graph_rows
 
 _FOLDER = Path(__file__).parent
 _MAX_MATRIX_CLASSES = 30
+_TOP_FUNCTIONS = 10
 _TITLES = {
     "train": "Train",
     "export": "Export",
@@ -359,7 +360,10 @@ def board_view(records: RunRecords, item: BoardRecords) -> dict[str, Any]:
             }
             for layer in layers
         ],
+        "functions": top_functions(bench),
+        "goals": plan.get("goals") or [],
         "measured": total is not None,
+        "estimated": any(layer.estimated_cycles is not None for layer in layers),
         "total_macs": sum(layer.macs for layer in layers),
         "total_cost": total,
         "cost_unit": "cycles" if any(layer.cycles is not None for layer in layers) else "instructions",
@@ -378,6 +382,27 @@ def board_view(records: RunRecords, item: BoardRecords) -> dict[str, Any]:
         ],
         "num_wrong": int(item.confusion.sum() - item.confusion.trace()) if item.confusion is not None else None,
     }
+
+
+def top_functions(bench: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the functions that took the most instructions with their shares, and one row for all others."""
+    rows = bench.get("by_function") or []
+    total = sum(row["instructions"] for row in rows)
+    shown = [dict(row) for row in rows[:_TOP_FUNCTIONS]]
+    if rest := rows[_TOP_FUNCTIONS:]:
+        others = f"{len(rest)} others"
+        shown.append({"function": others, "instructions": sum(row["instructions"] for row in rest)})
+    most = max((row["instructions"] for row in shown), default=0)
+    return [
+        {
+            "name": row["function"],
+            "instructions": row["instructions"],
+            "share": row["instructions"] / total,
+            "bar": row["instructions"] / most,
+            "cycles": row.get("estimated_cycles"),
+        }
+        for row in shown
+    ]
 
 
 def _op_label(layer: Layer) -> str:
@@ -450,6 +475,8 @@ def latency(bench: dict[str, Any]) -> Fact | None:
         note = f"estimated from {thousands(bench.get('instructions_per_inference'))} exact instructions"
         if bench.get("estimated_cycles") is not None:
             note += f", {thousands(bench['estimated_cycles'])} cycles"
+        if bench.get("cycles_low") is not None:
+            note += f" (from {thousands(bench['cycles_low'])} to {thousands(bench['cycles_high'])})"
     else:
         note = "counted by the core's cycle counter" if kind == "measured" else kind
     return Fact("latency", text, note, kind)
@@ -473,9 +500,9 @@ def parity(bench: dict[str, Any]) -> Fact | None:
 _NUMBERS = {
     "train": "float accuracy, teacher's accuracy, parameters, learning curves, recipe",
     "export": "int8 accuracy on the host, the model file",
-    "plan": "arena, lower bound, peak, budgets, planned SRAM and flash",
+    "plan": "arena, lower bound, peak, budgets, planned SRAM and flash, what each goal would take",
     "build": "SRAM and flash in the ELF, stack",
-    "bench": "accuracy and outputs of the device, instructions, latency, confusion matrix, wrong images",
+    "bench": "accuracy and outputs of the device, instructions, cycles, latency, confusion matrix, wrong images",
 }
 
 
