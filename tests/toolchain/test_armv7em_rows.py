@@ -1,4 +1,4 @@
-"""1x1 convolutions and dense layers over rows on Cortex-M4 and Cortex-M7, and their C forms on the host, bit for bit."""
+"""1x1 convolutions and dense layers over rows on Cortex-M4 and Cortex-M7, and their C forms on the host."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def short_columns(seed: int) -> Builder:
 
 
 def long_columns(seed: int) -> Builder:
-    """Columns of exactly one pass of the inner loop, of one quad more, and of several passes; a single pixel at the end."""
+    """Columns of one pass of the inner loop, of one quad more, of several passes; a single pixel at the end."""
     builder = Builder(np.random.default_rng(seed), (1, 1, 5, 12))
     add_conv(builder, 128, "relu", -128)
     add_conv(builder, 131, "none")

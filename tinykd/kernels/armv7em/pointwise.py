@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from functools import partial
 from types import MappingProxyType
 
 import numpy as np
@@ -83,7 +82,7 @@ def _cost(graph: Graph, op: Op, *, widened: bool) -> Cost:
     in_c, out_c = graph.tensor(op.inputs[1]).shape[-1], graph.tensor(op.outputs[0]).shape[-1]
     columns = graph.tensor(op.outputs[0]).num_elements // out_c
     depth = 4 * quads(in_c)
-    rows = rows_cost(out_c, depth, columns, _pairs(depth), factors, widened=widened)
+    rows = rows_cost(out_c, depth, columns, factors, widened=widened, group=_pairs(depth))
     return Cost(columns / 2 * (_PAIR + _QUAD * quads(in_c)) + rows.instructions, rows.constant_bytes)
 
 

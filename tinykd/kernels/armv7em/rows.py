@@ -10,7 +10,7 @@ import numpy as np
 from tinykd.errors import UnsupportedModelError
 from tinykd.ir import Graph, Op, requantization
 from tinykd.ir.requant import Requantization
-from tinykd.kernels.armv7em.packed import packed_cost, packed_factors, packed_stream
+from tinykd.kernels.armv7em.packed import packed_factors, packed_stream
 from tinykd.kernels.call import Cost, Field, folded_bias, within
 from tinykd.kernels.requantize import Rounding, SaturatingRounding, accumulator_range, rounding, saturating
 
@@ -20,6 +20,7 @@ BLOCK = 2
 """Channels of one block of the widened stream."""
 
 _QUAD = (0, 2, 1, 3)
+_PASS = {True: 128, False: 64}
 _LAST = np.int32(-(1 << 31))
 
 
@@ -84,21 +85,22 @@ def rows_fields(
     }
 
 
-def rows_cost(out_c: int, depth: int, columns: int, group: int, factors: Factors, *, widened: bool) -> Cost:
+def rows_cost(out_c: int, depth: int, columns: int, factors: Factors, *, widened: bool, group: int = 1) -> Cost:
     """Return what all channels of so many columns take, and the bytes of the stream.
 
     Args:
-        group: pairs of columns that a call takes.
+        group: pairs of columns that one call takes.
     """
-    num_blocks, form, num_quads = -(-out_c // BLOCK), _form(factors), depth // 4
-    pairs = columns / 2
+    blocks, form, num_quads = -(-out_c // BLOCK), _form(factors), depth // 4
+    passes = -(-depth // _PASS[widened])
     if widened:
-        per_pair, per_quad, per_block = 14 + 60 / group, 10.0, (30, 26, 21)[form]
+        per_block = 10 * num_quads + (29, 25, 21)[form]
         words = BLOCK + depth + (6, 6, 5)[form]
     else:
-        per_pair, per_quad, per_block = 70.0, 11.5, (40, 36, 29)[form]
+        per_block = 23 * (num_quads // 2) + 20 * (num_quads % 2) + (39, 35, 27)[form]
         words = BLOCK + depth // 2 + 6
-    return Cost(pairs * (per_pair + num_blocks * (per_quad * num_quads + per_block)), 4 * num_blocks * words)
+    per_pair = 14 + 60 / group + blocks * (per_block + (4 * passes + 1) * (passes > 1))
+    return Cost(columns / 2 * per_pair, 4 * blocks * words)
 
 
 def _form(factors: Factors) -> int:

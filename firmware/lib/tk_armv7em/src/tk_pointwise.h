@@ -43,10 +43,17 @@ static inline __attribute__((always_inline)) void tk_pointwise(const tk_pointwis
         }
         pairs = pairs < left / 2 ? pairs : left / 2;
         int32_t *to = columns;
-        for (int32_t i = pairs; i > 0; i--) {
-            const int8_t *const first = tk_next_pixel(p, &pixel, step, line_step);
-            const int8_t *const second = tk_next_pixel(p, &pixel, step, line_step);
-            to = tk_widen_2(to, first, second, p->in_c);
+        if (pixel.left > 2 * pairs) {
+            for (int32_t i = pairs; i > 0; i--, pixel.x += 2 * step) {
+                to = tk_widen_2(to, pixel.x, pixel.x + step, p->in_c);
+            }
+            pixel.left -= 2 * pairs;
+        } else {
+            for (int32_t i = pairs; i > 0; i--) {
+                const int8_t *const first = tk_next_pixel(p, &pixel, step, line_step);
+                const int8_t *const second = tk_next_pixel(p, &pixel, step, line_step);
+                to = tk_widen_2(to, first, second, p->in_c);
+            }
         }
         rows_pairs(&p->rows, columns, y, pairs);
     }

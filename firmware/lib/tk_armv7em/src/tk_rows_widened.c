@@ -13,18 +13,23 @@ static void sum_quads(const int32_t *x, const int32_t *w, int32_t quads, int32_t
     int32_t a = sums[0];
     int32_t b = sums[1];
 #if TK_HAS_DSP
-    for (; quads >= 4; quads -= 4) {
+    for (; quads >= 8; quads -= 8) {
         __asm__ volatile(".rept 4\n\t"
-                         "ldrd r8, r9, [%[x]], #8\n\t"
-                         "ldmia %[w]!, {r4, r5, r6, r10}\n\t"
-                         "smlad %[a], r8, r4, %[a]\n\t"
-                         "smlad %[b], r8, r5, %[b]\n\t"
-                         "smlad %[a], r9, r6, %[a]\n\t"
-                         "smlad %[b], r9, r10, %[b]\n\t"
+                         "ldmia %[x]!, {r4, r5, r6, r8}\n\t"
+                         "ldmia %[w]!, {r9, r10, r11, r12}\n\t"
+                         "smlad %[a], r4, r9, %[a]\n\t"
+                         "smlad %[b], r4, r10, %[b]\n\t"
+                         "smlad %[a], r5, r11, %[a]\n\t"
+                         "smlad %[b], r5, r12, %[b]\n\t"
+                         "ldmia %[w]!, {r9, r10, r11, r12}\n\t"
+                         "smlad %[a], r6, r9, %[a]\n\t"
+                         "smlad %[b], r6, r10, %[b]\n\t"
+                         "smlad %[a], r8, r11, %[a]\n\t"
+                         "smlad %[b], r8, r12, %[b]\n\t"
                          ".endr"
                          : [x] "+r"(x), [w] "+r"(w), [a] "+r"(a), [b] "+r"(b)
                          :
-                         : "r4", "r5", "r6", "r8", "r9", "r10", "memory");
+                         : "r4", "r5", "r6", "r8", "r9", "r10", "r11", "r12", "memory");
     }
 #endif
     for (; quads > 0; quads--, x += 2, w += 2 * BLOCK) {
@@ -75,14 +80,14 @@ typedef struct {
  * outputs at y0, the second one at y1; those of the next pair follow.
  *
  * r0 x, r1 w; sums of the first column r2, r3, of the second one r4, r5; x in r6 - r9, w in r10 - r12, lr. */
-static __attribute__((noinline)) void blocks_2(const tk_rows_t *rows, const int32_t *w, const int32_t *columns, int8_t *y0,
+static __attribute__((noipa)) void blocks_2(const tk_rows_t *rows, const int32_t *w, const int32_t *columns, int8_t *y0,
                                                int8_t *y1, int32_t pairs)
 {
     const int32_t quads = rows->depth / 4;
     frame_t f = {.x = columns, .x_end = columns + rows->depth, .y = {y0, y1}, .w = w, .quads = quads, .form = rows->form,
                  .out_c = rows->out_c, .pairs = pairs};
     /* The first pass takes what whole ones leave, 1 .. PASS. */
-    f.entry = (uint32_t)((quads - 1) % PASS + 1) * QUAD_BYTES;
+    f.entry = (((uint32_t)quads - 1) % PASS + 1) * QUAD_BYTES;
     __asm__ volatile(
         "ldr r1, %[w]\n\t"
         "ldr r2, %[entry]\n\t"
