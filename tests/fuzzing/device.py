@@ -147,22 +147,41 @@ class Device:
         graph: a `device_part`.
         core: "cortex-m7", say.
         folder: where kernels are kept between models of the same core, and the model's files are made anew.
+
+    Attributes:
+        generated: the code, as `generate` returned it.
+        elf, kernels: from `build_bare` and `build_kernels`.
+        stack_bytes: the deepest that an op went so far.
     """
 
     def __init__(self, graph: Graph, core: str, engine: Engine, folder: Path) -> None:
-        self.graph, self._ended = graph, single_ended(graph)
-        self._plan = plan_graph(self._ended, engine=engine)
-        self.generated = generate(self._ended, self._plan, "00" * 32, engine)
-        kernels = build_kernels(core, folder / f"kernels-{core}")
-        elf = build_bare(self._ended, self._plan, core, folder / f"model-{core}", engine, kernels=kernels)
-        self._machine = BareMachine(elf, core)
+        self.graph, ended = graph, single_ended(graph)
+        self.stack_bytes = 0
+        self._plan = plan_graph(ended, engine=engine)
+        self.generated = generate(ended, self._plan, "00" * 32, engine)
+        self.kernels = build_kernels(core, folder / f"kernels-{core}")
+        self.elf = build_bare(ended, self._plan, core, folder / f"model-{core}", engine, kernels=self.kernels)
+        self._machine = BareMachine(self.elf, core)
         self._arena = self._machine.call("tk_model_arena")
         self._steps = {op.graph_op: op.op for op in self.generated.ops}
-        self._symbols = _objects(elf)
-        self._code = _code(elf)
+        self._symbols = _objects(self.elf)
+        self._code = _code(self.elf)
         self._named = _names_of_ops(self.generated)
         end = max(end for end in self._machine.firmware.static_ends if end >= SRAM_ORIGIN)
         self._variables = range(SRAM_ORIGIN, end + GUARD_BYTES)
+
+    @property
+    def symbols(self) -> Iterable[str]:
+        """Names of the functions and objects of the image."""
+        return self._machine.firmware.symbols.keys()
+
+    def infer(self, x: np.ndarray) -> np.ndarray:
+        """Run one inference of the graph's only input, straight through; return its output (elements,)."""
+        self._load({self.graph.inputs[0]: x})
+        for step in range(len(self._steps)):
+            self._machine.call("tk_model_run_op", step)
+        output = self.graph.tensor(self.graph.outputs[0])
+        return np.frombuffer(self._read(self._span(output.name)), DTYPES[output.dtype])
 
     def first_fault(self, inputs: Values, expected: Values, *, watched: int = -1) -> Fault | None:
         """Run inputs (N, ..) twice, with other bytes wherever nothing is; return the first op's fault, or None.
@@ -196,7 +215,8 @@ class Device:
                 self._machine.call(function)
             if lost := self._lost_registers():
                 return f"does not restore {', '.join(lost)}"
-            if (depth := self._machine.stack_bytes()) > STACK_LIMIT_BYTES:
+            self.stack_bytes = max(self.stack_bytes, depth := self._machine.stack_bytes())
+            if depth > STACK_LIMIT_BYTES:
                 return f"takes {depth} B of stack"
         for name in op.outputs:
             tensor = self.graph.tensor(name)
