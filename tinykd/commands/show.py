@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tinykd.commands.output import json_option, out_option, print_json, table_console
+from tinykd.commands.output import goal_option, json_option, out_option, print_json, table_console
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,13 +15,15 @@ if TYPE_CHECKING:
     from tinykd.report.graph_table import OpRow
 
 _BESIDE_THE_RUN = ""
-_LEAST_WANTED = ("from", "scale, zero", "input", "details", "constants B")
+_LEAST_WANTED = ("from", "kernel", "scale, zero", "input", "details", "constants B")
 _NUMBERS = ("op", "MACs", "constants B", "arena B")
 
 
 @click.command("show")
 @click.argument("target")
 @click.option("--op", "number", type=click.IntRange(0), help="Show everything about one op.")
+@click.option("--board", metavar="B", help="Also show which kernel runs each op on this board.")
+@goal_option
 @click.option(
     "--svg",
     metavar="[FILE]",
@@ -32,25 +34,46 @@ _NUMBERS = ("op", "MACs", "constants B", "arena B")
 )
 @out_option
 @json_option
-def command(target: str, number: int | None, svg: str | None, out: str | None, as_json: bool) -> None:
+def command(
+    target: str,
+    number: int | None,
+    board: str | None,
+    optimize_for: str | None,
+    svg: str | None,
+    out: str | None,
+    as_json: bool,
+) -> None:
     """Show TARGET (a run folder or MODEL.tflite) op by op: shapes, scales, MACs, bytes.
 
-    Bytes in use are those of our engine's arena while the op runs.
+    Bytes in use are those of our engine's arena while the op runs; with --board they include the kernels' scratch
+    memory.
     """
     from tinykd.artifact import write_bytes
+    from tinykd.board import load_board
+    from tinykd.commands.pipeline import goal_of
     from tinykd.commands.target import resolve_target
+    from tinykd.kernels import PORTABLE, engine_for, planned_calls
     from tinykd.plan import ENGINE_ALIGNMENT_BYTES, find_buffers, live_bytes, plan_for_tflm, plan_graph
+    from tinykd.plan.liveness import align
     from tinykd.report import graph_details, graph_svg, graph_table
 
     resolved = resolve_target(target, out)
     graph = resolved.graph()
     engine = resolved.engine_graph()
-    plan = plan_graph(engine)
+    isa = PORTABLE if board is None else engine_for(load_board(board).core, goal_of(resolved, optimize_for))
+    plan = plan_graph(engine, engine=isa)
     # Ops that the engine leaves out (a pad that became part of a convolution) have no bytes of their own.
     buffers = find_buffers(engine, ENGINE_ALIGNMENT_BYTES, alias=True)
     live = live_bytes(buffers, len(engine.ops), ENGINE_ALIGNMENT_BYTES)
+    for part in plan.scratch:
+        live[part.op] += align(part.num_bytes, ENGINE_ALIGNMENT_BYTES)
     by_output = {op.outputs[0]: count for op, count in zip(engine.ops, live, strict=True)}
-    table = graph_table.rows(graph, [by_output.get(op.outputs[0]) for op in graph.ops])
+    kernels = {}
+    if board is not None:
+        every = zip(engine.ops, planned_calls(engine, plan, isa), strict=True)
+        kernels = {op.outputs[0]: calls[0].function for op, calls in every if calls}
+    outputs = [op.outputs[0] for op in graph.ops]
+    table = graph_table.rows(graph, list(map(by_output.get, outputs)), list(map(kernels.get, outputs)))
     one = None if number is None else graph_details.details(graph, table, number)
     sums = {
         **graph_table.totals(graph, table),
@@ -68,6 +91,8 @@ def command(target: str, number: int | None, svg: str | None, out: str | None, a
         result = {
             "model": resolved.name,
             "model_sha256": resolved.sha256(),
+            "board": board,
+            "optimize_for": None if board is None else isa.optimize_for,
             **sums,
             "ops": [r.to_dict() for r in table],
         }
@@ -91,7 +116,7 @@ def _print(name: str, table: Sequence[OpRow], sums: dict[str, int]) -> None:
     for title in _LEAST_WANTED:
         if not console.is_terminal or sum(len(max(cells, key=len)) + 3 for cells in columns.values()) <= console.width:
             break
-        del columns[title]
+        columns.pop(title, None)
     shown = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
     for title in columns:
         shown.add_column(title, justify="right" if title in _NUMBERS else "left", no_wrap=True)
@@ -114,9 +139,11 @@ def _columns(table: Sequence[OpRow]) -> dict[str, list[str]]:
     """Return the cells of the table by column."""
     from tinykd.report.render import short_source
 
+    kernels = {"kernel": [row.kernel or "" for row in table]} if any(row.kernel for row in table) else {}
     return {
         "op": [str(row.op) for row in table],
         "kind": [row.kind for row in table],
+        **kernels,
         "from": [short_source(row.source) for row in table],
         "input": [", ".join(value.shape_text() for value in row.inputs) for row in table],
         "output": [", ".join(value.shape_text() for value in row.outputs) for row in table],

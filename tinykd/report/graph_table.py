@@ -43,6 +43,7 @@ class OpRow:
         parameters: constants that training found (weights, biases), in elements.
         weight_bytes: bytes of its constants; one that several ops share counts for the first.
         live_bytes: arena bytes that are in use while it runs; None for an op that does not run, or was not planned.
+        kernel: the C function that runs it on the board in question; None without a board, and where none runs.
     """
 
     op: int
@@ -56,6 +57,7 @@ class OpRow:
     parameters: int
     weight_bytes: int
     live_bytes: int | None
+    kernel: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the row as a JSON object."""
@@ -75,8 +77,10 @@ def value_of(tensor: Tensor) -> Value:
     )
 
 
-def rows(graph: Graph, live_bytes: Sequence[int | None] | None = None) -> list[OpRow]:
-    """Return a row for each op; `live_bytes` are the arena bytes in use during each."""
+def rows(
+    graph: Graph, live_bytes: Sequence[int | None] | None = None, kernels: Sequence[str | None] | None = None
+) -> list[OpRow]:
+    """Return a row for each op; `live_bytes` are the arena bytes in use during each, `kernels` what runs it."""
     seen: set[str] = set()
     result = []
     for index, op in enumerate(graph.ops):
@@ -99,6 +103,7 @@ def rows(graph: Graph, live_bytes: Sequence[int | None] | None = None) -> list[O
                 sum(tensor.num_elements for tensor in fresh),
                 sum(tensor.num_bytes for tensor in fresh),
                 None if live_bytes is None else live_bytes[index],
+                None if kernels is None else kernels[index],
             )
         )
     return result
