@@ -1,0 +1,179 @@
+"""Elementwise ops, pooling and means for Armv7E-M, in the emulator and as C on the host, against the reference."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from graphs import Builder
+from hostmodel import run_sanitized
+from sim.fakeboard import needs_unicorn
+
+from tinykd.build.bare import build_bare, build_kernels
+from tinykd.export import reference
+from tinykd.ir import Graph, Quant, add_params
+from tinykd.ir.requant import AddParams
+from tinykd.kernels import Engine, candidates, planned_calls
+from tinykd.kernels.armv7em.elementwise import affine_sum
+from tinykd.plan import plan_graph
+from tinykd.run.bare import BareModel
+
+ENGINE = Engine("armv7em")
+
+
+def _halves(seed: int, shape: tuple[int, ...]) -> tuple[Builder, str]:
+    """A model whose newest tensor is the first half of its input; the name is the second half's, of another scale."""
+    builder = Builder(np.random.default_rng(seed), (1, 2 * shape[0], *shape[1:]))
+    _, second = builder.split(shape[:1] * 2, 1)
+    builder.tensors[second] = replace(builder.tensors[second], quant=builder.quant())
+    return builder, second
+
+
+def _sum(kind: str, shape: tuple[int, ...], activation: str, seed: int) -> Builder:
+    builder, second = _halves(seed, shape)
+    scale = max(builder.scale(builder.x), builder.scale(second)) * float(builder.rng.uniform(0.3, 3.0))
+    builder._emit(kind, (builder.x, second), None, builder.quant(scale), activation=activation)
+    return builder
+
+
+def _pool(kind: str, shape: tuple[int, ...], kernel: tuple[int, int], stride: tuple[int, int], same: bool) -> Builder:
+    builder = Builder(np.random.default_rng(sum(shape)), (1, *shape))
+    builder.pool(kind, kernel, stride, same, "relu6" if stride == (1, 2) else "none")
+    return builder
+
+
+def _mean(shape: tuple[int, ...], seed: int) -> Builder:
+    builder = Builder(np.random.default_rng(seed), (1, *shape))
+    builder.mean(quant=builder.quant(builder.scale("input") * float(builder.rng.uniform(1.05, 3.0))))
+    return builder
+
+
+# (H, W, C), window, stride, SAME: channels of every remainder by 4, windows of one row, of full width, in the padding's
+# corner, and as large as sums of 16 bits allow.
+_WINDOWS = (
+    ((8, 8, 8), (8, 8), (8, 8), False),
+    ((16, 16, 4), (16, 16), (1, 1), False),
+    ((5, 7, 5), (2, 2), (2, 2), True),
+    ((6, 6, 6), (3, 3), (2, 2), False),
+    ((7, 5, 7), (3, 3), (1, 2), True),
+    ((4, 9, 13), (1, 5), (1, 1), True),
+    ((9, 1, 4), (4, 1), (3, 1), True),
+    ((3, 4, 40), (5, 2), (1, 1), True),
+)
+_SHAPES = ((1, 1, 1), (1, 1, 7), (2, 2, 2), (3, 3, 1), (1, 4, 5), (4, 6, 11))
+
+CASES = {
+    **{
+        f"{kind} {shape} {activation}": ("tk_add_affine", lambda a=(kind, shape, activation, index): _sum(*a))
+        for kind in ("add", "sub")
+        for index, (shape, activation) in enumerate(
+            zip(_SHAPES, ("relu", "none", "relu6", "none", "relu_n1_to_1", "relu"), strict=True)
+        )
+    },
+    **{
+        f"{kind} {window}": (f"tk_{kind}_dsp", lambda a=(kind, *window): _pool(*a))
+        for kind in ("average_pool_2d", "max_pool_2d")
+        for window in _WINDOWS
+    },
+    **{
+        f"mean {shape}": ("tk_mean_dsp", lambda a=(shape, index): _mean(*a))
+        for index, shape in enumerate(((1, 2, 4), (3, 2, 5), (7, 7, 6), (16, 16, 7), (5, 3, 16), (2, 2, 41)))
+    },
+}
+
+
+def _samples(builder: Builder) -> np.ndarray:
+    """Inputs of both extremes, and random ones."""
+    x = builder.inputs(6)
+    x[0], x[1] = -128, 127
+    return x
+
+
+def _graph(name: str) -> tuple[Graph, np.ndarray]:
+    kernel, make = CASES[name]
+    builder = make()
+    graph = builder.graph()
+    chosen = [candidates(graph, op, ENGINE)[0].function for op in graph.ops]
+    assert kernel in chosen, chosen
+    return graph, _samples(builder)
+
+
+def _run(graph: Graph, x: np.ndarray, core: str, folder, kernels) -> np.ndarray:
+    """Return the outputs (N, elements) of a model on a core in the emulator."""
+    plan = plan_graph(graph, engine=ENGINE)
+    num_ops = sum(map(bool, planned_calls(graph, plan, ENGINE)))
+    model = BareModel(build_bare(graph, plan, core, folder, ENGINE, kernels=kernels(core)), core, num_ops)
+    size = graph.tensor(graph.outputs[0]).num_bytes
+    return np.stack([np.frombuffer(model.run(sample, size), np.int8) for sample in x])
+
+
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory):
+    """Kernels by core, compiled when first asked for."""
+    folder = tmp_path_factory.mktemp("kernels")
+    return lambda core: build_kernels(core, folder / core)
+
+
+@pytest.mark.host_compiler
+@pytest.mark.parametrize("name", CASES)
+def test_c_forms_equal_the_reference(name, tmp_path):
+    """Under sanitizers, with nothing of the arena accessible but input and output."""
+    graph, x = _graph(name)
+    assert np.array_equal(run_sanitized(graph, x, tmp_path, ENGINE), reference.run_output(graph, x))
+
+
+@pytest.mark.arm_compiler
+@needs_unicorn
+@pytest.mark.parametrize("name", CASES)
+def test_cores_equal_the_reference(name, tmp_path, kernels):
+    """Every output, on the M4 or on the M7."""
+    graph, x = _graph(name)
+    core = ("cortex-m4", "cortex-m7")[list(CASES).index(name) % 2]
+    assert np.array_equal(_run(graph, x, core, tmp_path, kernels), reference.run_output(graph, x).reshape(len(x), -1))
+
+
+@pytest.mark.arm_compiler
+@needs_unicorn
+@pytest.mark.parametrize("core", ["cortex-m4", "cortex-m7"])
+def test_all_pairs_of_a_sum(core, tmp_path, kernels):
+    """All 65,536 pairs of inputs, added on the core."""
+    builder = _sum("add", (256, 256, 1), "none", 5)
+    values = np.arange(-128, 128, dtype=np.int8)
+    x = np.stack([np.repeat(values, 256), np.tile(values, 256)]).reshape(1, 512, 256, 1)
+    graph = builder.graph()
+    assert np.array_equal(_run(graph, x, core, tmp_path, kernels), reference.run_output(graph, x).reshape(1, -1))
+
+
+def _constants(scales: tuple[float, float, float], zero_points: tuple[int, int, int]) -> AddParams:
+    """Return the constants of an add: scales and zero points of both operands and of the output."""
+    builder = Builder(np.random.default_rng(1), (1, 4))
+    quants = [Quant.per_tensor(*pair) for pair in zip(scales, zero_points, strict=True)]
+    first, second = builder.input("first", (1, 4), quant=quants[0]), builder.input("second", (1, 4), quant=quants[1])
+    builder._emit("add", (first, second), None, quants[2], activation="none")
+    graph = Graph("", builder.tensors, (), (), ())
+    return add_params(graph, builder.ops[0])
+
+
+def test_random_scales_have_an_affine_sum():
+    """For scales as they come, an affine function that equals TFLite Micro's for all pairs is found."""
+    rng = np.random.default_rng(3)
+    for _ in range(60):
+        scales = tuple(np.exp(rng.uniform(np.log(0.002), np.log(0.2), 2)))
+        zero_points = tuple(map(int, rng.choice([-128, -3, 0, 17, 127], 3)))
+        constants = _constants((*scales, max(scales) * float(rng.uniform(0.3, 3.0))), zero_points)
+        assert affine_sum(constants, int(rng.choice([1, -1]))) is not None, scales
+
+
+@pytest.mark.parametrize("scales", [(0.1, 0.1, 0.1), (0.1, 0.1, 0.2), (0.1, 0.05, 0.4), (0.25, 0.125, 0.5)])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_halves_go_away_from_zero(scales, sign):
+    """Scales whose sums lie half-way between outputs have an affine function, too: one that is a little too steep."""
+    for zero_points in ((0, 0, 0), (3, -5, 7), (-128, -128, -128)):
+        assert affine_sum(_constants(scales, zero_points), sign) is not None
+
+
+def test_a_sum_that_is_not_affine_stays_portable():
+    """Where TFLite Micro rounds an operand before halves of the sum are decided, no affine function exists."""
+    assert affine_sum(_constants((0.05, 0.075, 0.1), (0, 0, 0)), 1) is None
+    assert affine_sum(_constants((0.9, 0.1, 0.1), (0, 0, 0)), 1) is None
