@@ -18,7 +18,7 @@ from tinykd.run.bare import BareModel
 
 VARIANTS = tuple(kernel.variant for kernel in convolution.KERNELS["conv_2d"])
 
-# Input (H, W, C), output channels, kernel, stride, dilation, SAME, activation. Rows of a window of 1 to 4 bytes and of every
+# Input (H, W, C), output channels, kernel, stride, dilation, SAME, activation. Kernel rows of 1 to 4 bytes and of every
 # remainder by 4; one, two and many output positions; windows larger than the map; odd channels.
 SHAPES = (
     ((9, 10, 3), 5, (3, 3), (1, 1), (1, 1), True, "relu"),
@@ -105,7 +105,7 @@ def test_costs_are_near_what_the_emulator_counts(variant, tmp_path, kernels):
         ((25, 10, 1), 64, (10, 4), (2, 2)),
     ):
         builder = Builder(np.random.default_rng(3), (1, *shape))
-        builder.conv(channels, kernel, stride, activation="relu")
+        builder.conv(channels, kernel, stride)
         graph = builder.graph()
         engine = forced(graph, variant)
         elf = build_bare(

@@ -13,10 +13,11 @@ from types import MappingProxyType
 import numpy as np
 
 from tinykd.ir import Graph, Op, requantization
-from tinykd.kernels.armv7em.rows import BLOCK, quads, rows_factors, rows_fields
+from tinykd.kernels.armv7em.rows import quads, rows_cost, rows_factors, rows_fields
 from tinykd.kernels.call import SCRATCH, Argument, Call, Cost, Field, Kernel, edges, folded_bias, u16, weights
 
 _MAX_DEPTH = 0xFFFC
+_MAX_BATCH, _BATCH_BYTES = 8, 1024
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,6 @@ class _Columns:
         """Inputs of a column."""
         return 4 * (self.kernel_h * self.row_quads + self.rest_quads)
 
-    @property
-    def scratch_bytes(self) -> int:
-        """Two columns, two lots of rests, two windows."""
-        window = 4 * quads(self.kernel_h * (4 * self.row_quads + self.rest))
-        return 4 * self.depth + 2 * (4 + 4 * self.rest_quads) + 2 * window
-
     def ordered(self, taps: np.ndarray) -> np.ndarray:
         """Return weights (out_c, kernel_h, kernel_w, in_c) as (out_c, depth) in the order of a column."""
         rows = taps.reshape(len(taps), self.kernel_h, -1)
@@ -61,34 +56,74 @@ def _columns(graph: Graph, op: Op) -> _Columns:
     return _Columns.of(kernel_h, kernel_w * in_c)
 
 
+def _band(graph: Graph, op: Op) -> dict[str, int]:
+    """Return how many output rows a band serves, and its columns: padding, columns of the map, padding."""
+    in_w = graph.tensor(op.inputs[0]).shape[2]
+    out_w = graph.tensor(op.outputs[0]).shape[2]
+    kernel_w = graph.tensor(op.inputs[1]).shape[2]
+    left = op.attrs["padding"][2]
+    width = (out_w - 1) * op.attrs["stride"][1] + (kernel_w - 1) * op.attrs["dilation"][1] + 1
+    inner = max(0, min(in_w, width - left))
+    left = min(left, width)
+    return {
+        "band_rows": 1 + out_w % 2,
+        "band_left": left,
+        "band_inner": inner,
+        "band_right": width - left - inner,
+    }
+
+
+def _lines(op: Op, kernel_h: int, band_rows: int) -> int:
+    """Return the input rows of a band."""
+    return int((band_rows - 1) * op.attrs["stride"][0] + (kernel_h - 1) * op.attrs["dilation"][0] + 1)
+
+
+def _batch(order: _Columns) -> int:
+    """Return how many pairs of columns are made at a time: more where they are small."""
+    return max(1, min(_MAX_BATCH, _BATCH_BYTES // (4 * order.depth)))
+
+
+def _scratch_bytes(graph: Graph, op: Op) -> int:
+    """Return columns, rests, windows without gaps and the band, as the header says."""
+    _, kernel_h, kernel_w, in_c = graph.tensor(op.inputs[1]).shape
+    order, band = _columns(graph, op), _band(graph, op)
+    windows = 0 if op.attrs["dilation"][1] == 1 or kernel_w == 1 else 8 * quads(kernel_h * kernel_w * in_c)
+    lines = _lines(op, kernel_h, band["band_rows"])
+    width = band["band_left"] + band["band_inner"] + band["band_right"]
+    needs_band = any(op.attrs["padding"]) or order.row_quads == 0
+    return (
+        _batch(order) * 4 * order.depth
+        + 8 * (1 + order.rest_quads)
+        + windows
+        + (4 * quads(lines * width * in_c) if needs_band else 0)
+    )
+
+
 def _fields(graph: Graph, op: Op, where: str) -> dict[str, Field]:
-    """Return the fields of the member `tk_columns_t columns`."""
+    """Return the fields of `tk_convolution_t` before its rows."""
     x, y = edges(graph, op, where)
     _, kernel_h, kernel_w, in_c = graph.tensor(op.inputs[1]).shape
-    dilation_h, dilation_w = op.attrs["dilation"]
     order = _columns(graph, op)
-    inner_w = x.shape[2] - kernel_w + 1 if dilation_w == 1 or kernel_w == 1 else 0
     sizes = {
         "in_h": x.shape[1],
         "in_w": x.shape[2],
         "in_c": in_c,
+        "out_h": y.shape[1],
         "out_w": y.shape[2],
         "kernel_h": kernel_h,
         "kernel_w": kernel_w,
         "stride_h": op.attrs["stride"][0],
         "stride_w": op.attrs["stride"][1],
-        "dilation_h": dilation_h,
-        "dilation_w": dilation_w,
+        "dilation_h": op.attrs["dilation"][0],
+        "dilation_w": op.attrs["dilation"][1] if kernel_w > 1 else 1,
         "pad_top": op.attrs["padding"][0],
-        "pad_left": op.attrs["padding"][2],
-        "inner_h": max(0, x.shape[1] - (kernel_h - 1) * dilation_h),
-        "inner_w": max(0, inner_w),
+        **_band(graph, op),
         "row_quads": order.row_quads,
         "rest": order.rest,
         "rest_quads": order.rest_quads,
+        "batch": _batch(order),
     }
-    fields = {**u16(sizes, where), "in_zero": requantization(graph, op).input_zero_point}
-    return {f"columns.{name}": field for name, field in fields.items()}
+    return {**u16(sizes, where), "in_zero": requantization(graph, op).input_zero_point}
 
 
 def _applies(graph: Graph, op: Op, *, widened: bool) -> bool:
@@ -107,29 +142,38 @@ def _calls(graph: Graph, op: Op, where: str, *, widened: bool) -> tuple[Call, ..
     assert factors is not None
     order = _columns(graph, op)
     rows, arrays = rows_fields("rows", order.ordered(taps), folded, factors, constants, widened=widened, where=where)
-    _, out_h, out_w, _ = graph.tensor(op.outputs[0]).shape
     return (
         Call(
             "tk_convolution_widened" if widened else "tk_convolution_packed",
             "tk_convolution_t",
-            {**_fields(graph, op, where), **rows, "positions": out_h * out_w},
+            {**_fields(graph, op, where), **rows},
             (Argument(op.inputs[0]), Argument(op.outputs[0]), SCRATCH),
             arrays,
-            scratch_bytes=order.scratch_bytes,
+            scratch_bytes=_scratch_bytes(graph, op),
         ),
     )
 
 
 def _cost(graph: Graph, op: Op, *, widened: bool) -> Cost:
+    taps = graph.tensor(op.inputs[1]).data
+    assert taps is not None
+    factors = rows_factors(graph, op, taps, widened=widened)
+    assert factors is not None
     _, out_h, out_w, out_c = graph.tensor(op.outputs[0]).shape
-    order = _columns(graph, op)
-    num_quads = order.depth // 4
-    blocks = -(-out_c // BLOCK)
-    per_pair = 150 + 7 * num_quads + blocks * (10 * num_quads + 25)
-    constant_bytes = sum(
-        array.nbytes for call in _calls(graph, op, "", widened=widened) for array in call.arrays.values()
-    )
-    return Cost(-(-out_h * out_w // 2) * per_pair, constant_bytes)
+    kernel_h, dilation_w = taps.shape[1], op.attrs["dilation"][1]
+    order, band = _columns(graph, op), _band(graph, op)
+    pairs = -(-out_h * out_w // 2)
+    if order == _Columns(3, 2, 1) and dilation_w == 1:
+        per_pair = 55.0
+    else:
+        per_pair = 20 + kernel_h * (11 + 7 * order.row_quads) + (70 + 17 * kernel_h if order.rest else 0)
+    if dilation_w != 1:
+        per_pair += 2 * kernel_h * (15 + taps.shape[2] * (15 + 3 * taps.shape[3]))
+    lines = out_h / band["band_rows"] * _lines(op, kernel_h, band["band_rows"])
+    per_line = 35 + 0.9 * (band["band_left"] + band["band_inner"] + band["band_right"]) * taps.shape[3]
+    copied = lines * per_line if any(op.attrs["padding"]) else 0.0
+    rows = rows_cost(out_c, order.depth, 2 * pairs, factors, widened=widened, group=_batch(order))
+    return Cost(rows.instructions + pairs * (per_pair + 45) + copied, rows.constant_bytes)
 
 
 def _kernel(variant: str, *, widened: bool) -> Kernel:
@@ -142,4 +186,6 @@ def _kernel(variant: str, *, widened: bool) -> Kernel:
     )
 
 
-KERNELS: Mapping[str, tuple[Kernel, ...]] = MappingProxyType({"conv_2d": (_kernel("widened", widened=True),)})
+KERNELS: Mapping[str, tuple[Kernel, ...]] = MappingProxyType(
+    {"conv_2d": (_kernel("widened", widened=True), _kernel("packed", widened=False))}
+)

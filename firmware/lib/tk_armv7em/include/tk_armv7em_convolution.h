@@ -1,9 +1,11 @@
-/* Convolutions with a window, and first layers: columns of inputs are gathered for pairs of output positions, then
- * multiplied by tk_rows_*_2.
+/* Convolutions with a window, and first layers: columns of inputs for pairs of output positions, multiplied by tk_rows_*.
  *
  * Order of a column. Each kernel row is kernel_w * in_c bytes of the input that follow each other. Its first row_quads * 4
  * stand in the column as they are, one kernel row after the other. The `rest` bytes that are left of each row (0 .. 3) stand
  * together behind all of them, those of the last kernel row first, filled up to a whole quad with inputs of any value.
+ *
+ * Bands. Output rows are computed one or two at a time. Where all of their windows lie inside the map, these are read there;
+ * else the input rows that they touch are copied to scratch memory first, the padding around them: a band.
  */
 #ifndef TK_ARMV7EM_CONVOLUTION_H
 #define TK_ARMV7EM_CONVOLUTION_H
@@ -12,35 +14,31 @@
 
 #include "tk_armv7em_rows.h"
 
-/* Where the inputs of an output position lie. Sizes in elements, at least 1 unless it says otherwise. */
+/* Sizes in elements, at least 1 unless it says otherwise. */
 typedef struct {
     uint16_t in_h, in_w, in_c;
-    uint16_t out_w;
+    uint16_t out_h, out_w;
     uint16_t kernel_h, kernel_w;
     uint16_t stride_h, stride_w;
-    uint16_t dilation_h, dilation_w;
-    uint16_t pad_top, pad_left;         /* 0: none */
-    uint16_t inner_h, inner_w;          /* positions of the first tap for which all are inside the map: rows 0 .. inner_h - 1,
-                                           columns 0 .. inner_w - 1; inner_w is 0 where dilation_w is not 1 */
-    uint16_t row_quads, rest;           /* kernel_w * in_c = 4 * row_quads + rest */
+    uint16_t dilation_h, dilation_w;    /* 1: none */
+    uint16_t pad_top;                   /* 0: none */
+    uint16_t band_rows;                 /* output rows of a band: 1, or 2 where out_w is odd */
+    uint16_t band_left, band_inner, band_right; /* columns of a band: padding, map, padding; any may be 0 */
+    uint16_t row_quads, rest;           /* kernel_w * in_c = 4 * row_quads + rest; either may be 0 */
     uint16_t rest_quads;                /* of all rests: (kernel_h * rest + 3) / 4 */
+    uint16_t batch;                     /* pairs of columns that scratch memory holds */
     int8_t in_zero;                     /* the input's zero point, which the padding holds */
-} tk_columns_t;
-
-/* Writes the columns of output positions `first` and `second` (row * out_w + column), interleaved, to scratch, and uses what
- * lies behind them. */
-void tk_columns_gather(const tk_columns_t *columns, const int8_t *x, int32_t first, int32_t second, int8_t *scratch);
-
-typedef struct {
-    tk_columns_t columns;
     tk_rows_t rows;                     /* depth: 4 * (kernel_h * row_quads + rest_quads) */
-    int32_t positions;                  /* out_h * out_w */
 } tk_convolution_t;
 
 /* Any convolution, its weights in the order of a column. y must not overlap x.
  *
- * scratch: 4 * depth bytes for two columns, then for each of them its rests, 4 + 4 * rest_quads bytes, then for each of them
- * its window, kernel_h * kernel_w * in_c bytes rounded up to 4. */
+ * scratch, one part after the other, each rounded up to 4 bytes:
+ *     batch * 4 * depth for pairs of columns,
+ *     2 * (4 + 4 * rest_quads) for the rests of two columns,
+ *     where dilation_w is not 1, 2 * kernel_h * kernel_w * in_c for two windows without gaps,
+ *     ((band_rows - 1) * stride_h + (kernel_h - 1) * dilation_h + 1) * (band_left + band_inner + band_right) * in_c for a band,
+ *     where it is needed. */
 void tk_convolution_widened(const tk_convolution_t *params, const int8_t *x, int8_t *y, int8_t *scratch);
 void tk_convolution_packed(const tk_convolution_t *params, const int8_t *x, int8_t *y, int8_t *scratch);
 
