@@ -12,6 +12,7 @@ import os
 import platform
 import sys
 import tempfile
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -29,13 +30,13 @@ from tinykd.build.bare import MACHINE_FLAGS, build_kernels
 from tinykd.build.toolchain import compiler_version
 from tinykd.data.files import cache_dir
 from tinykd.errors import TinykdError
-from tinykd.kernels import INSTRUCTIONS_PER_BYTE, engine_for
+from tinykd.kernels import OptimizeFor, engine_for
 from tinykd.kernels.tuning import TUNED_VARIABLE
 
 RESULTS = Path(__file__).parents[1] / "results" / "engine.json"
 CORES = ("cortex-m0plus", "cortex-m4", "cortex-m7")
-GOALS = tuple(INSTRUCTIONS_PER_BYTE)
-QUICK = (
+GOALS: tuple[OptimizeFor, ...] = ("speed", "balanced", "size")
+QUICK: tuple[tuple[str, str, OptimizeFor], ...] = (
     *((model, "cortex-m7", "balanced") for model, row in all_models().items() if not row.is_standin),
     *((model, "cortex-m4", "balanced") for model in ("resnet8", "vww", "kws")),
     *((model, "cortex-m0plus", "balanced") for model in ("ad", "kws")),
@@ -130,7 +131,7 @@ def plan_jobs(arguments: argparse.Namespace, work: Path) -> tuple[list[Job], lis
         (case, core, goal)
         for case in cases
         for core in arguments.cores
-        for goal in (arguments.goals if engine_for(core).isa != "portable" else ["balanced"])
+        for goal in goals_of(core, arguments.goals)
         if not arguments.quick or (case.model.name, core, goal) in QUICK
     ]
     kernels = {core: build_kernels(core, work / "kernels" / core) for core in {core for _, core, _ in rows}}
@@ -138,6 +139,11 @@ def plan_jobs(arguments: argparse.Namespace, work: Path) -> tuple[list[Job], lis
         Job(case, core, goal, work / f"{case.model.name}-{core}-{goal}", kernels[core], arguments.inputs)
         for case, core, goal in rows
     ], missing
+
+
+def goals_of(core: str, wanted: Sequence[OptimizeFor]) -> Sequence[OptimizeFor]:
+    """Return the goals that differ on a core."""
+    return wanted if engine_for(core).isa != "portable" else ("balanced",)
 
 
 def run_jobs(jobs: list[Job], processes: int) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -18,9 +18,8 @@ from tinykd.export import reference
 from tinykd.export.optimize import optimize
 from tinykd.export.passes import for_engine
 from tinykd.ir import Graph, graph_macs
-from tinykd.kernels import engine_for
+from tinykd.kernels import OptimizeFor, engine_for
 
-Goal = Literal["speed", "balanced", "size"]
 SEED = 0
 
 
@@ -36,7 +35,7 @@ class Job:
 
     case: Case
     core: str
-    goal: Goal
+    goal: OptimizeFor
     folder: Path
     kernels: Path
     inputs: int

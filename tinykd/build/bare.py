@@ -6,7 +6,7 @@ firmware's, so an op takes the same instructions here and there.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -75,7 +75,7 @@ def build_bare(
     model = generate(graph, plan, model_sha256, engine)
     files = {**model.files, "tk_board.h": f'#define TK_BOARD_NAME "{core}"\n'}
     _write(folder / "generated", files)
-    (folder / "bare.ld").write_text(_linker_script())
+    (folder / "bare.ld").write_text(link_script())
     headers = sorted(kernels.rglob("*.h"))
     includes = [f"-I{kernels.resolve() / name}" for name in include_folders(_names(kernels, headers))]
     objects = compile_objects(
@@ -93,7 +93,6 @@ def build_bare(
             "-Wl,--gc-sections",
             "-Wl,--no-warn-rwx-segments",
             "-Tbare.ld",
-            *(f"-Wl,-u,{name}" for name in _KEPT),
         ],
     )
 
@@ -169,7 +168,8 @@ def _source_name(folder: Path, made: Path) -> str:
     return made.relative_to(folder / "objects").with_suffix(".c").as_posix()
 
 
-def _linker_script() -> str:
+def link_script(kept: Iterable[str] = _KEPT) -> str:
+    """Return the linker script of a bare image that keeps these symbols."""
     return (
         "MEMORY\n{\n"
         f"    FLASH (rx) : ORIGIN = 0x{FLASH_ORIGIN:08x}, LENGTH = {MEMORY_BYTES}\n"
@@ -182,5 +182,5 @@ def _linker_script() -> str:
         "    .ARM.exidx : { *(.ARM.exidx*) } > FLASH\n"
         "    .data : { *(.data*) } > SRAM\n"
         "    .bss : { *(.bss*) *(COMMON) } > SRAM\n"
-        "}\n" + "".join(f"EXTERN({name})\n" for name in _KEPT)
+        "}\n" + "".join(f"EXTERN({name})\n" for name in kept)
     )
