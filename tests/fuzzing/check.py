@@ -120,7 +120,7 @@ def on_device(graph: Graph, judge: Emulated, inputs: Values | None = None) -> Pr
     if inputs is None or part is not graph:
         inputs = sample_inputs(part)
     device = judge.device(part)
-    fault = device.first_fault(inputs, expected_of(part, inputs), watched=SAMPLES - 1)
+    fault = device.first_fault(inputs, expected_of(part, inputs), watched=len(inputs[part.inputs[0]]) - 1)
     if fault is None:
         return None
     kernel = next((op.kernel for op in device.generated.ops if op.graph_op == fault.op), "nothing")

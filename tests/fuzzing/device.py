@@ -101,6 +101,19 @@ def kernels_of(configurations: Iterable[str]) -> set[str]:
     return functions
 
 
+def engine_of(core: str, goal: str, graph: Graph) -> Engine:
+    """Return the engine; for `ANY_VARIANT` one whose choices look random, and are the same for the same graph."""
+    if goal != ANY_VARIANT:
+        return engine_for(core, cast(OptimizeFor, goal))
+    choices = {}
+    for op in graph.ops:
+        found = [kernel.variant for kernel in ARMV7EM.get(op.kind, ()) if kernel.applies(graph, op)]
+        if found:
+            name = signature(graph, op)
+            choices[name] = found[zlib.crc32(name.encode()) % len(found)]
+    return replace(engine_for(core), choices=choices)
+
+
 class Emulated:
     """An emulated core as a judge of `fuzzing.check`: it runs a graph's generated C.
 
@@ -123,21 +136,9 @@ class Emulated:
 
     def device(self, graph: Graph) -> Device:
         """Return the graph's code on the core, and count the kernels that it uses."""
-        device = Device(graph, self._core, self._engine(graph), self._folder)
+        device = Device(graph, self._core, engine_of(self._core, self._goal, graph), self._folder)
         self.kernels.update(op.kernel for op in device.generated.ops)
         return device
-
-    def _engine(self, graph: Graph) -> Engine:
-        """Return the engine; for `ANY_VARIANT` one whose choices look random, and are the same for the same graph."""
-        if self._goal != ANY_VARIANT:
-            return engine_for(self._core, cast(OptimizeFor, self._goal))
-        choices = {}
-        for op in graph.ops:
-            found = [kernel.variant for kernel in ARMV7EM.get(op.kind, ()) if kernel.applies(graph, op)]
-            if found:
-                name = signature(graph, op)
-                choices[name] = found[zlib.crc32(name.encode()) % len(found)]
-        return replace(engine_for(self._core), choices=choices)
 
 
 class Device:
@@ -183,12 +184,12 @@ class Device:
         output = self.graph.tensor(self.graph.outputs[0])
         return np.frombuffer(self._read(self._span(output.name)), DTYPES[output.dtype])
 
-    def first_fault(self, inputs: Values, expected: Values, *, watched: int = -1) -> Fault | None:
+    def first_fault(self, inputs: Values, expected: Values, *, watched: int | None = None) -> Fault | None:
         """Run inputs (N, ..) twice, with other bytes wherever nothing is; return the first op's fault, or None.
 
         Args:
             expected: all activations by the reference, each (N, ..).
-            watched: the sample whose every access to memory is looked at.
+            watched: the sample whose every access to memory is looked at, slowly, or None.
         """
         count = len(inputs[self.graph.inputs[0]])
         for sample in range(count):
@@ -196,7 +197,7 @@ class Device:
                 self._paint(seed=2 * sample + paint)
                 self._load({name: inputs[name][sample] for name in self.graph.inputs})
                 for index, op in enumerate(self.graph.ops):
-                    watch = paint == 0 and sample == watched % count
+                    watch = paint == 0 and sample == watched
                     if text := self._fault(index, op, expected, sample, watch=watch):
                         return Fault(index, text, sample)
         return None

@@ -129,14 +129,13 @@ def test_what_is_sound_is_not_a_fault(folder):
 
 def test_any_kernel_comes_up_where_any_may():
     """The choices for `any` differ from graph to graph, and are the same for the same one."""
-    judge = Emulated("cortex-m7:any", Path())
     chosen: Counter[str] = Counter()
     for size in range(1, 25):
         builder = Builder(np.random.default_rng(size), (1, 4))
         builder.dense(size)
         graph = builder.graph()
-        choices = judge._engine(graph).choices
-        assert choices == judge._engine(graph).choices
+        choices = device.engine_of("cortex-m7", device.ANY_VARIANT, graph).choices
+        assert choices == device.engine_of("cortex-m7", device.ANY_VARIANT, graph).choices
         chosen.update(choices.values())
     assert min(chosen["widened"], chosen["packed"]) > 3
 
