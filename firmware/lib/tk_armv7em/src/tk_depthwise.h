@@ -1,0 +1,285 @@
+/* What the depthwise convolutions share: bands, planes and the walk over a plane. */
+#ifndef TK_DEPTHWISE_H
+#define TK_DEPTHWISE_H
+
+#include "tk_armv7em_depthwise.h"
+#include "tk_dsp.h"
+
+/* Planes widened at a time: the bytes of a word. */
+#define TK_DEPTHWISE_PLANES 4
+/* Words of a channel's record before its weights. */
+#define TK_DEPTHWISE_FACTORS 4
+
+/* Some output channels of one band. On the core this lies in the stack frame of the function with the assembly, which reaches
+ * it through sp; pairs that LDRD reads stand side by side. */
+typedef struct {
+    const int32_t *x;                   /* the band's first row pair in the channel's plane */
+    int32_t pitch;                      /* bytes from one row pair to the next */
+    int32_t channels;                   /* how many; the records and the outputs of the next ones follow */
+    int32_t x_step;                     /* bytes to the next channel's plane, or 0 */
+    const int32_t *stream;              /* the channel's record */
+    int32_t record;                     /* its bytes */
+    int32_t more;                       /* strips of the band, less 1 */
+    int32_t row;                        /* bytes to a strip's second row of outputs */
+    int32_t last_row;                   /* the same for the last strip; 0: it has none, and the first row is stored last */
+    int32_t skip;                       /* bytes from behind a strip's last column to the next strip's first one */
+    int32_t stride_pitch;               /* bytes from strip to strip */
+    int32_t span;                       /* bytes from a strip's first column to the one of its last output */
+    int32_t column;                     /* bytes between the inputs of neighbouring outputs */
+    int32_t step;                       /* bytes from output to output */
+    int8_t *y;                          /* the output in the first row, second column */
+    int32_t kernel_w, kernel_pairs;     /* for tk_depthwise_any */
+    struct {                            /* where the assembly is: */
+        const int32_t *end;             /* the strip's last output column in its first row pair */
+        int8_t *y;
+        int32_t row;
+        int32_t more;
+        int32_t bias;
+        int32_t factor[2];              /* multiplier, addend */
+        int32_t shift;
+        int32_t pairs;
+    } at;
+} tk_depthwise_channels_t;
+
+/* Writes `pairs` row pairs of the planes that begin at channel x, the first one from input row `row` (negative: padding)
+ * and the one below. Columns in the padding stay as they are. */
+void tk_depthwise_widen(const tk_depthwise_t *p, const int8_t *x, int32_t row, int32_t pairs, int32_t *to);
+
+/* Fills words with pairs of the input's zero point. */
+void tk_depthwise_clear(const tk_depthwise_t *p, int32_t *to, int32_t words);
+
+/* Moves words to a lower address. */
+void tk_depthwise_move(int32_t *to, const int32_t *from, int32_t words);
+
+/* Limits a whole output where int8 does not do it. */
+void tk_depthwise_clamp(const tk_depthwise_t *p, int8_t *y);
+
+#if TK_HAS_DSP
+
+/* The walk. r0, r1: sums of the first output column (first and second row), r2, r3: of the second one; r4, r5: inputs;
+ * from r6: pointers into as many row pairs as a strip reads. Labels: 0 a channel, 1 a block of 2 x 2 outputs, 2 the end of a
+ * strip, 3 the end of a channel, 4 the end. `setup` loads weights from r4 and sets the pointers, `each` repeats an instruction
+ * for all pointers, `one_left` computes a strip's last column of outputs, r4 the output and r3 the step. */
+#define TK_WALK(setup, macs, outputs, each, one_left)                                                                  \
+    "0:\n"                                                                                                             \
+    "ldr r4, %[stream]\n"                                                                                              \
+    "ldm r4!, {r0, r1, r2, r3}\n"                                                                                      \
+    "str r0, %[bias]\n"                                                                                                \
+    "strd r1, r2, %[factor]\n"                                                                                         \
+    "str r3, %[shift]\n" setup "ldrd r4, r5, %[more]\n"                                                                \
+    "str r4, %[at_more]\n"                                                                                             \
+    "ldr r3, %[y]\n"                                                                                                   \
+    "cmp r4, #0\n"                                                                                                     \
+    "it eq\n"                                                                                                          \
+    "ldreq r5, %[last_row]\n"                                                                                          \
+    "strd r3, r5, %[at_y]\n"                                                                                           \
+    "ldr r4, %[span]\n"                                                                                                \
+    "add r4, r6, r4\n"                                                                                                 \
+    "str r4, %[end]\n"                                                                                                 \
+    "1:\n" macs outputs "ldrd r4, r5, %[at_y]\n"                                                                       \
+    "strb r3, [r4, r5]\n"                                                                                              \
+    "strb r2, [r4]\n"                                                                                                  \
+    "ldr r3, %[step]\n"                                                                                                \
+    "sub r2, r4, r3\n"                                                                                                 \
+    "strb r1, [r2, r5]\n"                                                                                              \
+    "strb r0, [r2]\n"                                                                                                  \
+    "add r4, r4, r3, lsl #1\n"                                                                                         \
+    "str r4, %[at_y]\n"                                                                                                \
+    "ldr r5, %[end]\n"                                                                                                 \
+    "subs r5, r5, r6\n"                                                                                                \
+    "bgt.w 1b\n"                                                                                                       \
+    "bmi 2f\n" one_left "2:\n"                                                                                         \
+    "ldr r5, %[at_more]\n"                                                                                             \
+    "subs r5, r5, #1\n"                                                                                                \
+    "bmi 3f\n"                                                                                                         \
+    "str r5, %[at_more]\n"                                                                                             \
+    "ldr r3, %[row]\n"                                                                                                 \
+    "add r4, r4, r3\n"                                                                                                 \
+    "it eq\n"                                                                                                          \
+    "ldreq r3, %[last_row]\n"                                                                                          \
+    "strd r4, r3, %[at_y]\n"                                                                                           \
+    "ldr r0, %[end]\n"                                                                                                 \
+    "ldrd r4, r5, %[skip]\n" each("add", "r4") "add r0, r0, r5\n"                                                      \
+    "str r0, %[end]\n"                                                                                                 \
+    "b.w 1b\n"                                                                                                         \
+    "3:\n"                                                                                                             \
+    "ldrd r4, r5, %[channels]\n"                                                                                       \
+    "subs r4, r4, #1\n"                                                                                                \
+    "beq 4f\n"                                                                                                         \
+    "str r4, %[channels]\n"                                                                                            \
+    "ldr r4, %[x]\n"                                                                                                   \
+    "add r4, r4, r5\n"                                                                                                 \
+    "str r4, %[x]\n"                                                                                                   \
+    "ldrd r4, r5, %[stream]\n"                                                                                         \
+    "add r4, r4, r5\n"                                                                                                 \
+    "str r4, %[stream]\n"                                                                                              \
+    "ldr r4, %[y]\n"                                                                                                   \
+    "adds r4, r4, #1\n"                                                                                                \
+    "str r4, %[y]\n"                                                                                                   \
+    "b.w 0b\n"                                                                                                         \
+    "4:\n"
+
+#define TK_EACH_1(op, by) op " r6, r6, " by "\n"
+#define TK_EACH_2(op, by) TK_EACH_1(op, by) op " r7, r7, " by "\n"
+#define TK_EACH_3(op, by) TK_EACH_2(op, by) op " r8, r8, " by "\n"
+#define TK_EACH_4(op, by) TK_EACH_3(op, by) op " r9, r9, " by "\n"
+
+/* The last column of outputs: together with the one before it, again; or alone, by `macs` that sum in r0 and r1. */
+#define TK_AGAIN(each)                                                                                                 \
+    "sub r4, r4, r3\n"                                                                                                 \
+    "str r4, %[at_y]\n"                                                                                                \
+    "ldr r4, %[column]\n" each("sub", "r4") "b.w 1b\n"
+#define TK_ALONE(macs, outputs)                                                                                        \
+    macs outputs "ldrd r4, r5, %[at_y]\n"                                                                              \
+    "ldr r3, %[step]\n"                                                                                                \
+    "sub r4, r4, r3\n"                                                                                                 \
+    "strb r1, [r4, r5]\n"                                                                                              \
+    "strb r0, [r4]\n"                                                                                                  \
+    "add r4, r4, r3, lsl #1\n"
+
+/* Pointers into the row pairs. */
+#define TK_PAIRS_2                                                                                                     \
+    "ldrd r6, r7, %[x]\n"                                                                                              \
+    "add r7, r6, r7\n"
+#define TK_PAIRS_3                                                                                                     \
+    "ldrd r6, r8, %[x]\n"                                                                                              \
+    "add r7, r6, r8\n"                                                                                                 \
+    "add r8, r7, r8\n"
+#define TK_PAIRS_4                                                                                                     \
+    "ldrd r6, r9, %[x]\n"                                                                                              \
+    "add r7, r6, r9\n"                                                                                                 \
+    "add r8, r7, r9\n"                                                                                                 \
+    "add r9, r8, r9\n"
+
+/* Sums to outputs, of two columns or of one. */
+#define TK_SATURATING_ONE                                                                                              \
+    "ldrd r4, r5, %[factor]\n"                                                                                         \
+    "smmla r0, r0, r4, r5\n"                                                                                           \
+    "smmla r1, r1, r4, r5\n"                                                                                           \
+    "ssat r0, #8, r0, asr #10\n"                                                                                       \
+    "ssat r1, #8, r1, asr #10\n"
+#define TK_SATURATING                                                                                                  \
+    TK_SATURATING_ONE                                                                                                  \
+    "smmla r2, r2, r4, r5\n"                                                                                           \
+    "smmla r3, r3, r4, r5\n"                                                                                           \
+    "ssat r2, #8, r2, asr #10\n"                                                                                       \
+    "ssat r3, #8, r3, asr #10\n"
+#define TK_ROUND(sum)                                                                                                  \
+    "ldrd r4, r5, %[factor]\n"                                                                                         \
+    "add r5, r5, " sum ", asr #31\n"                                                                                   \
+    "smmlar " sum ", " sum ", r4, r5\n"                                                                                \
+    "ldr r4, %[shift]\n"                                                                                               \
+    "asr " sum ", " sum ", r4\n"                                                                                       \
+    "ssat " sum ", #8, " sum "\n"
+#define TK_ROUNDING_ONE TK_ROUND("r0") TK_ROUND("r1")
+#define TK_ROUNDING TK_ROUNDING_ONE TK_ROUND("r2") TK_ROUND("r3")
+#define TK_EITHER(saturating, rounding)                                                                                \
+    "ldr r4, %[shift]\n"                                                                                               \
+    "cbnz r4, 8f\n" saturating "b 9f\n"                                                                                \
+    "8:\n" rounding "9:\n"
+
+#define TK_WALK_OPERANDS(c)                                                                                            \
+    : "+m"(*(c))                                                                                                       \
+    : [x] "m"((c)->x), [pitch] "m"((c)->pitch), [channels] "m"((c)->channels), [stream] "m"((c)->stream),              \
+      [more] "m"((c)->more), [row] "m"((c)->row), [last_row] "m"((c)->last_row), [skip] "m"((c)->skip),                \
+      [span] "m"((c)->span), [column] "m"((c)->column), [step] "m"((c)->step), [y] "m"((c)->y),                        \
+      [kernel_w] "m"((c)->kernel_w), [kernel_pairs] "m"((c)->kernel_pairs), [end] "m"((c)->at.end),                    \
+      [at_y] "m"((c)->at.y), [at_more] "m"((c)->at.more), [bias] "m"((c)->at.bias), [factor] "m"((c)->at.factor),      \
+      [shift] "m"((c)->at.shift), [pairs] "m"((c)->at.pairs)                                                           \
+    : "r0", "r1", "r2", "r3", "r4", "r5", "r6", "r7", "r8", "r9", "r10", "r11", "r12", "lr", "cc", "memory"
+
+/* The channels of one call, all of which round in the same way: the body of a function `channels` of tk_depthwise_run. Both
+ * ways in a walk of their own, or with a branch in each block. `last` takes what makes outputs of one column's sums. */
+#define TK_CHANNELS_TWICE(c, setup, macs, each, last)                                                                  \
+    do {                                                                                                               \
+        if ((c)->stream[3] == 0) {                                                                                     \
+            __asm__ volatile(TK_WALK(setup, macs, TK_SATURATING, each, last(TK_SATURATING_ONE)) TK_WALK_OPERANDS(c));  \
+        } else {                                                                                                       \
+            __asm__ volatile(TK_WALK(setup, macs, TK_ROUNDING, each, last(TK_ROUNDING_ONE)) TK_WALK_OPERANDS(c));      \
+        }                                                                                                              \
+    } while (0)
+#define TK_CHANNELS_ONCE(c, setup, macs, each, last)                                                                   \
+    __asm__ volatile(TK_WALK(setup, macs, TK_EITHER(TK_SATURATING, TK_ROUNDING), each,                                 \
+                             last(TK_EITHER(TK_SATURATING_ONE, TK_ROUNDING_ONE))) TK_WALK_OPERANDS(c))
+
+#else
+
+/* The weights of the first (row 0) or the second (row 1) output row for a row pair and a kernel column. */
+typedef int32_t tk_depthwise_weights_t(const tk_depthwise_channels_t *c, const int32_t *stream, int32_t row, int32_t pair,
+                                       int32_t column);
+
+/* The same walk in C, for the kernels' twins. */
+void tk_depthwise_walk(const tk_depthwise_channels_t *c, tk_depthwise_weights_t *weights);
+
+/* What the walk reads for a square kernel of odd size with stride 1. */
+static inline int32_t tk_depthwise_odd(const int32_t *stream, int32_t size, int32_t row, int32_t pair, int32_t column)
+{
+    const int32_t *words = stream + (size - 1 - column) * (size - 1);
+    const int32_t last = words[size - 2];
+    if (row == 0) {
+        return pair == 0 ? words[0] : 2 * pair == size - 1 ? tk_pair(tk_high(last), 0) : words[2 * pair - 1];
+    }
+    return pair == 0 ? tk_pair(0, words[0]) : 2 * pair == size - 1 ? last : words[2 * pair];
+}
+
+#endif
+
+/* Runs `channels` for each band, for four planes or for the output channels of one. */
+static inline __attribute__((always_inline)) void tk_depthwise_run(const tk_depthwise_t *p, const int8_t *x, int8_t *y,
+                                                                   int8_t *scratch,
+                                                                   void (*channels)(tk_depthwise_channels_t *))
+{
+    int32_t *const planes = (int32_t *)(void *)scratch;
+    const int32_t in_c = p->in_c;
+    const int32_t num_planes = in_c < TK_DEPTHWISE_PLANES ? in_c : TK_DEPTHWISE_PLANES;
+    const int32_t words = num_planes * p->columns;
+    const int32_t stride_words = words * p->stride_h;
+    const int32_t strips = (p->out_h + 1) / 2;
+    const int32_t kept = p->kernel_pairs - p->stride_h;
+    const int32_t record = TK_DEPTHWISE_FACTORS + p->weight_words;
+    const int32_t out_c = in_c * p->multiplier;
+    tk_depthwise_channels_t c = {.pitch = 4 * words,
+                                 .record = 4 * record,
+                                 .row = out_c * p->out_w,
+                                 .skip = 4 * (stride_words - p->stride_w * p->out_w),
+                                 .stride_pitch = 4 * stride_words,
+                                 .span = 4 * p->stride_w * (p->out_w - 1),
+                                 .column = 4 * p->stride_w,
+                                 .step = out_c,
+                                 .kernel_w = p->kernel_w,
+                                 .kernel_pairs = p->kernel_pairs};
+    tk_depthwise_clear(p, planes, (p->strips - 1) * stride_words + p->kernel_pairs * words);
+    for (int32_t first = 0; first < in_c; first += TK_DEPTHWISE_PLANES) {
+        /* The last four channels may be some of the ones before. */
+        const int32_t begin = first + num_planes > in_c ? in_c - num_planes : first;
+        for (int32_t strip = 0; strip < strips; strip += p->strips) {
+            const int32_t count = strips - strip < p->strips ? strips - strip : p->strips;
+            const int32_t present = strip == 0 ? 0 : kept;
+            if (strip != 0) {
+                tk_depthwise_move(planes, planes + p->strips * stride_words, kept * words);
+            }
+            tk_depthwise_widen(p, x + begin, 2 * (strip * p->stride_h + present) - p->pad_top,
+                               (count - 1) * p->stride_h + p->kernel_pairs - present, planes + present * words);
+            c.more = count - 1;
+            c.last_row = 2 * (strip + count) > p->out_h ? 0 : c.row;
+            int32_t plane = first - begin;
+            int32_t out = first * p->multiplier;
+            while (plane < num_planes) {
+                const int32_t is_single = p->multiplier == 1;
+                c.x = planes + plane * p->columns;
+                c.channels = is_single ? num_planes - plane : p->multiplier;
+                c.x_step = is_single ? 4 * p->columns : 0;
+                c.stream = p->stream + out * record;
+                c.y = y + 2 * strip * c.row + out_c + out;
+                out += c.channels;
+                plane += is_single ? num_planes : 1;
+                channels(&c);
+            }
+        }
+    }
+    if (p->out_min != -128 || p->out_max != 127) {
+        tk_depthwise_clamp(p, y);
+    }
+}
+
+#endif
