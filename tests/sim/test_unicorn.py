@@ -9,8 +9,8 @@ from tinykd.board import list_boards, load_board
 from tinykd.errors import ConfigError, DeviceError
 from tinykd.run.session import Session
 from tinykd.run.transport import open_emulator
-from tinykd.run.transport.firmware import read_firmware
 from tinykd.run.transport.base import count_instructions
+from tinykd.run.transport.firmware import read_firmware
 from tinykd.run.transport.unicorn import UnicornTransport
 
 pytestmark = [needs_unicorn, needs_arm_gcc]
