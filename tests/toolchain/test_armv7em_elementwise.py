@@ -37,6 +37,20 @@ def _sum(kind: str, shape: tuple[int, ...], activation: str, seed: int) -> Build
     return builder
 
 
+def _product(shape: tuple[int, ...], other: tuple[int, ...], activation: str, seed: int) -> Builder:
+    builder = Builder(np.random.default_rng(seed), (1, *shape))
+    builder.mul(builder.constant(other), activation)
+    if seed % 2:
+        builder._emit("mul", (builder.constant(other), builder.x), None, None, activation="none")
+    return builder
+
+
+def _table(count: int) -> Builder:
+    builder = Builder(np.random.default_rng(count), (1, count))
+    builder.unary("tanh")
+    return builder
+
+
 def _pool(kind: str, shape: tuple[int, ...], kernel: tuple[int, int], stride: tuple[int, int], same: bool) -> Builder:
     builder = Builder(np.random.default_rng(sum(shape)), (1, *shape))
     builder.pool(kind, kernel, stride, same, "relu6" if stride == (1, 2) else "none")
@@ -76,6 +90,19 @@ CASES = {
         for kind in ("average_pool_2d", "max_pool_2d")
         for window in _WINDOWS
     },
+    **{
+        f"mul {shape} {other}": ("tk_mul_dsp", lambda a=(shape, other, activation, index): _product(*a))
+        for index, (shape, other, activation) in enumerate(
+            (
+                ((3, 2, 7), (7,), "none"),
+                ((3, 2, 8), (3, 2, 8), "relu6"),
+                ((2, 3, 5), (2, 1, 5), "relu"),
+                ((1, 1, 6), (6,), "relu_n1_to_1"),
+                ((1, 1, 1), (1,), "none"),
+            )
+        )
+    },
+    **{f"tanh {count}": ("tk_lookup_dsp", lambda a=count: _table(a)) for count in (1, 7, 8, 260)},
     **{
         f"mean {shape}": ("tk_mean_dsp", lambda a=(shape, index): _mean(*a))
         for index, shape in enumerate(((1, 2, 4), (3, 2, 5), (7, 7, 6), (16, 16, 7), (5, 3, 16), (2, 2, 41)))

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from types import MappingProxyType
 
 import numpy as np
 
+from tinykd.errors import UnsupportedModelError
 from tinykd.ir import Graph, Op, add_params
 from tinykd.ir.fixedpoint import multiply_by_quantized_multiplier
-from tinykd.ir.requant import ADD_LEFT_SHIFT, AddParams
-from tinykd.kernels.call import Call, Field, Kernel, arguments, int8
-from tinykd.kernels.elementwise import has_equal_shapes
+from tinykd.ir.requant import ADD_LEFT_SHIFT, QMAX, QMIN, AddParams, MulParams, Requantization, mul_params
+from tinykd.kernels import elementwise as portable
+from tinykd.kernels.call import Call, Field, Kernel, always, arguments, int8
+from tinykd.kernels.requantize import Rounding, rounding
 
 AFFINE_SHIFT = 20
 """TK_AFFINE_SHIFT of `tk_armv7em_elementwise.h`."""
 
-_X = np.arange(-128, 128, dtype=np.int64)
+_X = np.arange(QMIN, QMAX + 1, dtype=np.int64)
 _NEAR = 2.0**-7
 """Pairs nearer to a threshold than this share of an output step decide which factors are tried further."""
 _STRETCHES = (0.0, *(2.0**-k for k in range(22, 13, -1)))
@@ -107,7 +109,7 @@ def _sign(op: Op) -> int:
 
 def is_affine(graph: Graph, op: Op) -> bool:
     """Neither operand repeats, and an affine function gives every output."""
-    return has_equal_shapes(graph, op) and affine_sum(add_params(graph, op), _sign(op)) is not None
+    return portable.has_equal_shapes(graph, op) and affine_sum(add_params(graph, op), _sign(op)) is not None
 
 
 def add(graph: Graph, op: Op, where: str) -> tuple[Call, ...]:
@@ -129,9 +131,61 @@ def add(graph: Graph, op: Op, where: str) -> tuple[Call, ...]:
     return (Call("tk_add_affine", "tk_add_affine_t", fields, arguments(*op.inputs, y.name)),)
 
 
+def multiplies_rows(graph: Graph, op: Op) -> bool:
+    """Neither operand repeats along the last axis, and the requantisation is proven."""
+    try:
+        (call,) = portable.mul(graph, op, op.source)
+    except UnsupportedModelError:
+        return False
+    size, *steps = (call.fields[f"shape.{name}"] for name in ("size", "a_step", "b_step"))
+    assert isinstance(size, tuple)
+    advances = size[-1] == 1 or all(isinstance(step, tuple) and step[-1] == 1 for step in steps)
+    return advances and _mul_rounding(mul_params(graph, op)) is not None
+
+
+def mul(graph: Graph, op: Op, where: str) -> tuple[Call, ...]:
+    """Return the call of a product of rows."""
+    (call,) = portable.mul(graph, op, where)
+    factors = _mul_rounding(mul_params(graph, op))
+    assert factors is not None, where
+    kept = {name: field for name, field in call.fields.items() if name not in ("out_zero", "shift", "multiplier")}
+    fields: dict[str, Field] = {
+        **kept,
+        "multiplier": int(factors.multiplier[0]),
+        "addend": int(factors.addend[0]),
+        "shift": int(factors.shift[0]),
+    }
+    return (Call("tk_mul_dsp", "tk_mul_dsp_t", fields, call.arguments),)
+
+
+def _mul_rounding(constants: MulParams) -> Rounding | None:
+    ends = [np.array([QMIN, QMAX]) - zero for zero in constants.zero_points]
+    products = np.multiply.outer(*ends)
+    one = Requantization(
+        (constants.multiplier,),
+        (constants.shift,),
+        0,
+        constants.output_zero_point,
+        constants.out_min,
+        constants.out_max,
+    )
+    return rounding(one, products.min(keepdims=True)[0], products.max(keepdims=True)[0])
+
+
+def lookup(graph: Graph, op: Op, where: str) -> tuple[Call, ...]:
+    """Return the call that looks every element up in a table."""
+    (call,) = portable.lookup(graph, op, where)
+    return (replace(call, function="tk_lookup_dsp"),)
+
+
 KERNELS: Mapping[str, tuple[Kernel, ...]] = MappingProxyType(
     {
         "add": (Kernel("tk_add_affine", is_affine, add),),
         "sub": (Kernel("tk_add_affine", is_affine, add),),
+        "mul": (Kernel("tk_mul_dsp", multiplies_rows, mul),),
+        **{
+            kind: (Kernel("tk_lookup_dsp", always, lookup),)
+            for kind in ("logistic", "tanh", "hard_swish", "relu", "relu6", "leaky_relu", "quantize")
+        },
     }
 )

@@ -4,6 +4,8 @@
 
 #include <stdint.h>
 
+#include "tk_kernels.h"
+
 /* Sum or difference of two tensors of `count` elements as an affine function:
  *
  *     y = a * a_factor / 2^8 + b * b_factor / 2^8 + offset, each quotient rounded down; / 2^TK_AFFINE_SHIFT, rounded down;
@@ -19,5 +21,23 @@ typedef struct {
 } tk_add_affine_t;
 
 void tk_add_affine(const tk_add_affine_t *params, const int8_t *a, const int8_t *b, int8_t *y);
+
+/* Product of rows: with acc = (a - a_zero) * (b - b_zero),
+ *
+ *     y = (round(acc * multiplier / 2^31) + addend - (acc < 0)) / 2^shift, rounded down; limited to out_min .. out_max
+ *
+ * The code generator proves that this is tk_mul. Along the last axis of `shape` both operands advance by one element, or there
+ * is only one. y may be an operand that does not repeat. */
+typedef struct {
+    tk_broadcast_t shape;
+    int16_t a_zero, b_zero;
+    int16_t out_min, out_max;
+    int32_t multiplier, addend, shift;
+} tk_mul_dsp_t;
+
+void tk_mul_dsp(const tk_mul_dsp_t *params, const int8_t *a, const int8_t *b, int8_t *y);
+
+/* tk_lookup, eight elements a turn. */
+void tk_lookup_dsp(const tk_lookup_t *params, const int8_t *x, int8_t *y);
 
 #endif
