@@ -13,13 +13,14 @@ from sim.fakeboard import needs_unicorn
 from tinykd.build.bare import build_bare, build_kernels
 from tinykd.export import reference
 from tinykd.ir import Graph, Quant, add_params
-from tinykd.ir.requant import AddParams
 from tinykd.kernels import Engine, candidates, planned_calls
-from tinykd.kernels.armv7em.elementwise import affine_sum
+from tinykd.kernels.armv7em.elementwise import AFFINE_SHIFT, affine_sum
 from tinykd.plan import plan_graph
 from tinykd.run.bare import BareModel
 
 ENGINE = Engine("armv7em")
+_VALUES = np.arange(-128, 128, dtype=np.int8)
+_ALL_PAIRS = np.stack([np.repeat(_VALUES, 256), np.tile(_VALUES, 256)]).reshape(1, 512, 256, 1)
 
 
 def _halves(seed: int, shape: tuple[int, ...]) -> tuple[Builder, str]:
@@ -166,30 +167,40 @@ def test_cores_equal_the_reference(name, tmp_path, kernels):
 def test_all_pairs_of_a_sum(core, tmp_path, kernels):
     """All 65,536 pairs of inputs, added on the core."""
     builder = _sum("add", (256, 256, 1), "none", 5)
-    values = np.arange(-128, 128, dtype=np.int8)
-    x = np.stack([np.repeat(values, 256), np.tile(values, 256)]).reshape(1, 512, 256, 1)
     graph = builder.graph()
-    assert np.array_equal(_run(graph, x, core, tmp_path, kernels), reference.run_output(graph, x).reshape(1, -1))
+    expected = reference.run_output(graph, _ALL_PAIRS).reshape(1, -1)
+    assert np.array_equal(_run(graph, _ALL_PAIRS, core, tmp_path, kernels), expected)
 
 
-def _constants(scales: tuple[float, float, float], zero_points: tuple[int, int, int]) -> AddParams:
-    """Return the constants of an add: scales and zero points of both operands and of the output."""
-    builder = Builder(np.random.default_rng(1), (1, 4))
+def _sum_of(scales: tuple[float, float, float], zero_points: tuple[int, int, int], sign: int) -> Graph:
+    """A sum or difference of all pairs of int8; scales and zero points of both operands and of the output."""
+    builder, second = _halves(1, (256, 256, 1))
     quants = [Quant.per_tensor(*pair) for pair in zip(scales, zero_points, strict=True)]
-    first, second = builder.input("first", (1, 4), quant=quants[0]), builder.input("second", (1, 4), quant=quants[1])
-    builder._emit("add", (first, second), None, quants[2], activation="none")
-    graph = Graph("", builder.tensors, (), (), ())
-    return add_params(graph, builder.ops[0])
+    for name, quant in zip((builder.x, second), quants, strict=False):
+        builder.tensors[name] = replace(builder.tensors[name], quant=quant)
+    builder._emit("add" if sign > 0 else "sub", (builder.x, second), None, quants[2], activation="none")
+    return builder.graph()
+
+
+def _is_affine(graph: Graph, sign: int) -> bool:
+    """Whether a sum has an affine function, which must then be right for all pairs."""
+    found = affine_sum(add_params(graph, graph.ops[-1]), sign)
+    if found is not None:
+        sums = found.sums(_VALUES[:, None].astype(np.int64), _VALUES[None, :].astype(np.int64))
+        assert np.abs(sums).max() < 1 << 31
+        expected = reference.run_output(graph, _ALL_PAIRS).reshape(256, 256)
+        assert np.array_equal(np.clip(sums >> AFFINE_SHIFT, -128, 127), expected)
+    return found is not None
 
 
 def test_random_scales_have_an_affine_sum():
     """For scales as they come, an affine function that equals TFLite Micro's for all pairs is found."""
     rng = np.random.default_rng(3)
-    for _ in range(60):
+    for _ in range(40):
         scales = tuple(np.exp(rng.uniform(np.log(0.002), np.log(0.2), 2)))
         zero_points = tuple(map(int, rng.choice([-128, -3, 0, 17, 127], 3)))
-        constants = _constants((*scales, max(scales) * float(rng.uniform(0.3, 3.0))), zero_points)
-        assert affine_sum(constants, int(rng.choice([1, -1]))) is not None, scales
+        sign = int(rng.choice([1, -1]))
+        assert _is_affine(_sum_of((*scales, max(scales) * float(rng.uniform(0.3, 3.0))), zero_points, sign), sign)
 
 
 @pytest.mark.parametrize("scales", [(0.1, 0.1, 0.1), (0.1, 0.1, 0.2), (0.1, 0.05, 0.4), (0.25, 0.125, 0.5)])
@@ -197,10 +208,21 @@ def test_random_scales_have_an_affine_sum():
 def test_halves_go_away_from_zero(scales, sign):
     """Scales whose sums lie half-way between outputs have an affine function, too: one that is a little too steep."""
     for zero_points in ((0, 0, 0), (3, -5, 7), (-128, -128, -128)):
-        assert affine_sum(_constants(scales, zero_points), sign) is not None
+        assert _is_affine(_sum_of(scales, zero_points, sign), sign)
 
 
-def test_a_sum_that_is_not_affine_stays_portable():
-    """Where TFLite Micro rounds an operand before halves of the sum are decided, no affine function exists."""
-    assert affine_sum(_constants((0.05, 0.075, 0.1), (0, 0, 0)), 1) is None
-    assert affine_sum(_constants((0.9, 0.1, 0.1), (0, 0, 0)), 1) is None
+@pytest.mark.parametrize("scales", [(0.05, 0.075, 0.1), (0.9, 0.1, 0.1)])
+def test_a_sum_that_is_not_affine_stays_portable(scales):
+    """TFLite Micro may round an operand before halves of the sum are decided; factors of 8 leave int32."""
+    graph = _sum_of(scales, (0, 0, 0), 1)
+    assert not _is_affine(graph, 1)
+    assert candidates(graph, graph.ops[-1], ENGINE)[0].function == "tk_add"
+
+
+def test_sums_beyond_int16_stay_portable():
+    """A window of 272 positions, and a mean over as many, may sum beyond int16."""
+    for kernel in ("average_pool_2d", "mean"):
+        builder = Builder(np.random.default_rng(1), (1, 17, 16, 4))
+        builder.pool(kernel, (17, 16), (1, 1)) if kernel != "mean" else builder.mean()
+        graph = builder.graph()
+        assert candidates(graph, graph.ops[0], ENGINE)[0].function == f"tk_{kernel}"
