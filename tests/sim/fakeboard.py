@@ -19,7 +19,10 @@ SHA256 = "0123456789abcdef" + "00" * 24
 INPUT_BYTES, OUTPUT_BYTES = 64, 10
 FAKE_MODEL = Path(__file__).parent / "fake_model.c"
 
-needs_unicorn = pytest.mark.skipif(importlib.util.find_spec("unicorn") is None, reason="needs unicorn: tinykd[sim]")
+needs_unicorn = pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("unicorn", "capstone")),
+    reason="needs unicorn and capstone: tinykd[sim]",
+)
 needs_arm_gcc = pytest.mark.skipif(COMPILER is None, reason="needs arm-none-eabi-gcc")
 
 
