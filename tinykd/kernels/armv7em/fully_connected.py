@@ -19,7 +19,7 @@ from tinykd.kernels.requantize import Rounding, accumulator_range, rounding
 
 _GROUP = 4
 _MAX_DEPTH = 0xFFFC
-_STEPS_PER_BLOCK = 8
+_STEPS_PER_TURN = 8
 
 
 def _rounding(graph: Graph, op: Op) -> Rounding | None:
@@ -117,10 +117,10 @@ def _cost(step: int, half: int, finish: int, bytes_per_weight: int) -> Callable[
         quads, groups = -(-in_c // packed.QUAD), -(-out_c // _GROUP)
         is_shared = _has_shared_factors(np.stack([factors.multiplier, factors.addend, factors.shift], axis=1))
         steps, halves = divmod(quads, 2)
-        turns = steps // _STEPS_PER_BLOCK + 1
-        group = finish + 4 * (not is_shared) + step * steps + (half + 1) * halves + 3 * turns
+        turns = max(1, -(-steps // _STEPS_PER_TURN))
+        group = finish - is_shared + step * steps + (half + 1) * halves + 3 * turns
         words = _GROUP + bytes_per_weight * quads * _GROUP + 3 * _GROUP * (not is_shared)
-        return Cost(110 + 7 * quads + group * groups, 4 * words * groups)
+        return Cost(110 + 7 * quads + group * groups + 45 * (out_c % _GROUP > 0), 4 * words * groups)
 
     return cost
 
@@ -133,14 +133,14 @@ KERNELS: Mapping[str, tuple[Kernel, ...]] = MappingProxyType(
                 _is_widened,
                 _calls("tk_fully_connected_widened", _widened_groups),
                 "widened",
-                _cost(step=21, half=11, finish=32, bytes_per_weight=2),
+                _cost(step=21, half=11, finish=31, bytes_per_weight=2),
             ),
             Kernel(
                 "tk_fully_connected_packed",
                 _is_packed,
                 _calls("tk_fully_connected_packed", _packed_groups),
                 "packed",
-                _cost(step=27, half=14, finish=38, bytes_per_weight=1),
+                _cost(step=27, half=14, finish=37, bytes_per_weight=1),
             ),
         )
     }

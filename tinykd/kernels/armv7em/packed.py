@@ -123,7 +123,7 @@ def packed_cost(blocks: int, depth: int, pairs: int, form: int, group: int = 1) 
     """
     steps, half = divmod(depth // QUAD, 2)
     turns = -(-steps // _STEPS_PER_TURN)
-    per_block = 23 * steps + 20 * half + (39, 35, 27)[form] + 4 * turns * (turns > 1)
+    per_block = 23 * steps + 20 * half + (35, 31, 25)[form] + 4 * turns * (turns > 1)
     return Cost(pairs * (15 + 60 / group + blocks * per_block), 4 * blocks * (2 + depth // 2 + 6))
 
 

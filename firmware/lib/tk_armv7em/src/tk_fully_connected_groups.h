@@ -8,6 +8,7 @@
 
 #include "tk_armv7em_dense.h"
 #include "tk_dsp.h"
+#include "tk_go.h"
 #include "tk_widen.h"
 
 #define TK_GROUP 4
@@ -53,30 +54,45 @@ static inline __attribute__((always_inline)) void tk_fully_connected_dsp(const t
 
 #if TK_HAS_DSP
 
+/* What the assembly reaches through sp. The code's addresses are made in place of what they depend on. */
 typedef struct {
-    const int32_t *column, *column_end;
+    const int32_t *column;
+    int32_t first;                      /* where a group begins: with a single quad, or at `entry` */
+    int32_t entry;                      /* into the first turn of the loop over steps */
+    const int32_t *column_end;
     int8_t *y;
-    const int8_t *y_end;
+    const int8_t *y_end;                /* right behind y */
     const int32_t *factors;
+    int32_t unused;                     /* makes this the stack's end */
 } tk_groups_frame_t;
 
-/* One output from the doubled sum in `sum`, with r6 multiplier, r7 addend, r8 shift, r10 y. */
-#define TK_STORE(sum)                                                                                                  \
-    "smmlar r9, " sum ", r6, r7\n"                                                                                     \
-    "add r9, r9, " sum ", asr #31\n"                                                                                   \
-    "asr.w r9, r9, r8\n"                                                                                               \
-    "ssat r9, #8, r9\n"                                                                                                \
-    "strb r9, [r10], #1\n"
-#define TK_STORE_OWN(sum) "ldm r1!, {r6, r7, r8}\n" TK_STORE(sum)
+#define TK_STEPS 8
 
-/* The function body: `half` takes one quad, `step` takes two (of `step_words` instructions, all of 4 bytes), `sums` turns
- * r2-r5 into the doubled sums of channels a, b, c, d: their registers are named from first to fourth. The loop over
- * the column is entered in the middle of its block, so that the rest of the steps comes first. */
-#define TK_GROUPS_BODY(half, step, step_words, sums, a, b, c, d)                                     \
-    tk_groups_frame_t frame = {column, column + depth / 2, y, end, factors};                                           \
+/* Two outputs from doubled sums a, b: in r0 and r12, which lose n and are shifted. */
+#define TK_ROUNDED(a, b, shift_a, shift_b)                                                                             \
+    "add r0, r0, " a ", asr #31\n"                                                                                     \
+    "add r12, r12, " b ", asr #31\n"                                                                                   \
+    "asr " a ", r0, " shift_a "\n"                                                                                     \
+    "asr " b ", r12, " shift_b "\n"                                                                                    \
+    "ssat " a ", #8, " a "\n"                                                                                          \
+    "ssat " b ", #8, " b "\n"
+/* By the factors in r6 - r8. */
+#define TK_SHARED(a, b)                                                                                                \
+    "smmlar r0, " a ", r6, r7\n"                                                                                       \
+    "smmlar r12, " b ", r6, r7\n" TK_ROUNDED(a, b, "r8", "r8")
+/* By their own, which are next in the stream. */
+#define TK_OWN(a, b)                                                                                                   \
+    "ldm r1!, {r6, r7, r8, r9, r10, r11}\n"                                                                            \
+    "smmlar r0, " a ", r6, r7\n"                                                                                       \
+    "smmlar r12, " b ", r9, r10\n" TK_ROUNDED(a, b, "r8", "r11")
+
+/* The body of a function of the type above: `half` takes one quad, `step` takes two (`step_bytes` of code), `sums` turns
+ * r2 - r5 into the doubled sums of channels whose registers are a, b, c, d. A turn of the loop over the column has TK_STEPS
+ * steps; the first one is entered in the middle, so that what is left after whole turns comes first. */
+#define TK_GROUPS_BODY(half, step, step_bytes, sums, a, b, c, d)                                                       \
+    const int32_t first_steps = depth < 8 ? 0 : (depth / 8 - 1) % TK_STEPS + 1;                                        \
+    tk_groups_frame_t frame = {column, depth & 4, first_steps * step_bytes, column + depth / 2, y, end, factors, 0};   \
     register const int32_t *next __asm__("r1") = stream;                                                               \
-    const int32_t skipped = (depth / 8 % 8) * (4 * step_words);                                                        \
-    int32_t entry[2] = {skipped, depth & 4};                                                                           \
     __asm__ volatile("adr r2, 4f\n"                                                                                    \
                      "ldr r3, %[entry]\n"                                                                              \
                      "sub r3, r2, r3\n"                                                                                \
@@ -87,29 +103,30 @@ typedef struct {
                      "adr r3, 2f\n"                                                                                    \
                      "orr r3, r3, #1\n"                                                                                \
                      "1: str r3, %[first]\n"                                                                           \
-                     "0: ldr r0, %[column]\n"                                                                          \
-                     "ldm r1!, {r2, r3, r4, r5}\n"                                                                     \
-                     "ldr pc, %[first]\n"                                                                              \
+                     "0: ldm r1!, {r2, r3, r4, r5}\n" TK_GO("%[column]", "%[first]")                                   \
                      ".balign 4\n"                                                                                     \
                      "2:\n" half "ldr pc, %[entry]\n"                                                                  \
                      "3:\n"                                                                                            \
-                     ".rept 8\n" step ".endr\n"                                                                        \
+                     ".rept %c[steps]\n" step ".endr\n"                                                                \
                      ".balign 4\n"                                                                                     \
                      "4: ldr r6, %[column_end]\n"                                                                      \
                      "cmp r0, r6\n"                                                                                    \
-                     "bne.w 3b\n" sums "ldr r10, %[y]\n"                                                               \
-                     "ldr r0, %[factors]\n"                                                                            \
+                     "bne.w 3b\n" sums "ldr r0, %[factors]\n"                                                          \
                      "cbz r0, 5f\n"                                                                                    \
-                     "ldm r0, {r6, r7, r8}\n" TK_STORE(a) TK_STORE(b) TK_STORE(c) TK_STORE(d)        \
+                     "ldm r0, {r6, r7, r8}\n" TK_SHARED(a, b) TK_SHARED(c, d)                                          \
                      "b 6f\n"                                                                                          \
-                     "5:\n" TK_STORE_OWN(a) TK_STORE_OWN(b) TK_STORE_OWN(c) TK_STORE_OWN(d)          \
-                     "6: str r10, %[y]\n"                                                                              \
-                     "ldr r6, %[y_end]\n"                                                                              \
-                     "cmp r10, r6\n"                                                                                   \
+                     "5:\n" TK_OWN(a, b) TK_OWN(c, d)                                                                  \
+                     "6: ldrd r6, r7, %[y]\n"                                                                          \
+                     "strb " a ", [r6], #1\n"                                                                          \
+                     "strb " b ", [r6], #1\n"                                                                          \
+                     "strb " c ", [r6], #1\n"                                                                          \
+                     "strb " d ", [r6], #1\n"                                                                          \
+                     "str r6, %[y]\n"                                                                                  \
+                     "cmp r6, r7\n"                                                                                    \
                      "bne.w 0b\n"                                                                                      \
-                     : "+r"(next), [y] "+m"(frame.y), [entry] "+m"(entry[0]), [first] "+m"(entry[1])                   \
+                     : "+r"(next), [y] "+m"(frame.y), [entry] "+m"(frame.entry), [first] "+m"(frame.first)             \
                      : [column] "m"(frame.column), [column_end] "m"(frame.column_end), [y_end] "m"(frame.y_end),       \
-                       [factors] "m"(frame.factors)                                                                    \
+                       [factors] "m"(frame.factors), [steps] "i"(TK_STEPS)                                             \
                      : "r0", "r2", "r3", "r4", "r5", "r6", "r7", "r8", "r9", "r10", "r11", "r12", "lr", "cc",          \
                        "memory");                                                                                      \
     return next

@@ -25,7 +25,7 @@ static __attribute__((noinline)) const int32_t *packed_groups(const int32_t *str
                                                               int32_t depth, const int32_t *factors, int8_t *y,
                                                               const int8_t *end)
 {
-    TK_GROUPS_BODY(TK_HALF, TK_STEP, 27, TK_SUMS, "r3", "r2", "r5", "r4");
+    TK_GROUPS_BODY(TK_HALF, TK_STEP, 4 * 27, TK_SUMS, "r3", "r2", "r5", "r4");
 }
 
 #else

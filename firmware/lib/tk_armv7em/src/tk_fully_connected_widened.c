@@ -16,7 +16,7 @@ static __attribute__((noinline)) const int32_t *widened_groups(const int32_t *st
                                                                int32_t depth, const int32_t *factors, int8_t *y,
                                                                const int8_t *end)
 {
-    TK_GROUPS_BODY(TK_HALF, TK_STEP, 21, "", "r2", "r3", "r4", "r5");
+    TK_GROUPS_BODY(TK_HALF, TK_STEP, 4 * 21, "", "r2", "r3", "r4", "r5");
 }
 
 #else

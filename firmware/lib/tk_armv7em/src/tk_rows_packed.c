@@ -1,5 +1,5 @@
-#include "tk_armv7em_dense.h"
 #include "tk_armv7em_rows.h"
+#include "tk_go.h"
 #include "tk_rows.h"
 
 /* Channels that share words. */
@@ -7,35 +7,48 @@
 
 #if TK_HAS_DSP
 
-/* What the assembly reaches through sp. */
+/* What the assembly reaches through sp. The code's addresses are made in place of what they depend on. */
 typedef struct {
-    const int32_t *columns, *columns_end;
-    const int32_t *stream;
+    const int32_t *columns;
+    int32_t first;                      /* where a block begins: with a single quad, or at `entry` */
+    int32_t entry;                      /* into the first turn of the loop over steps */
+    int32_t after;                      /* a turn: `finish`, or the check whether it was the last one */
+    int32_t finish;                     /* a block: outputs */
+    const int32_t *columns_end;
     int8_t *y[2];                       /* of the first and of the second column */
+    const int32_t *stream;
     int32_t form, out_c, left;          /* left: pairs of columns, this one included */
-    int32_t entry, first, after, finish; /* where the code goes on; until then what these depend on */
 } frame_t;
-
-/* The output of a sum, to *y++. */
-#define SHIFTED(shift, y)                                                                                              \
-    "asr.w r0, r0, " shift "\n"                                                                                        \
-    "ssat r0, #8, r0\n"                                                                                                \
-    "strb r0, [" y "], #1\n"
-#define TWO_SIDED(sum, multiplier, addend, shift, y)                                                                   \
-    "smmlar r0, " sum ", " multiplier ", " addend "\n"                                                                 \
-    "add r0, r0, " sum ", asr #31\n" SHIFTED(shift, y)
-#define ONE_SIDED(sum, multiplier, addend, shift, y)                                                                   \
-    "smmlar r0, " sum ", " multiplier ", " addend "\n" SHIFTED(shift, y)
-#define SATURATING(sum, multiplier, addend, y)                                                                         \
-    "smmla r0, " sum ", " multiplier ", " addend "\n"                                                                  \
-    "ssat r0, #8, r0, asr #10\n"                                                                                       \
-    "strb r0, [" y "], #1\n"
 
 #define SMLAD(sum, column, weights) "smlad " sum ", " column ", " weights ", " sum "\n"
 #define SXTB16(weights) "sxtb16 " weights ", " weights "\n"
 
-/* The way through the stream: r0 column, r1 stream, sums from r2, r6-r9 column words, r10-r12 and lr weight words; at the
- * end of a block r6-r11 are its factors, r12 and lr y.
+/* Two outputs from doubled sums a, b, by their factors in r6 - r11. */
+#define TWO_SIDED(a, b)                                                                                                \
+    "smmlar r0, " a ", r6, r7\n"                                                                                       \
+    "smmlar r12, " b ", r9, r10\n"                                                                                     \
+    "add r0, r0, " a ", asr #31\n"                                                                                     \
+    "add r12, r12, " b ", asr #31\n"                                                                                   \
+    "asr " a ", r0, r8\n"                                                                                              \
+    "asr " b ", r12, r11\n"                                                                                            \
+    "ssat " a ", #8, " a "\n"                                                                                          \
+    "ssat " b ", #8, " b "\n"
+#define ONE_SIDED(a, b)                                                                                                \
+    "smmlar r0, " a ", r6, r7\n"                                                                                       \
+    "smmlar r12, " b ", r9, r10\n"                                                                                     \
+    "asr " a ", r0, r8\n"                                                                                              \
+    "asr " b ", r12, r11\n"                                                                                            \
+    "ssat " a ", #8, " a "\n"                                                                                          \
+    "ssat " b ", #8, " b "\n"
+/* From scaled sums. */
+#define SATURATING(a, b)                                                                                               \
+    "smmla " a ", " a ", r6, r7\n"                                                                                     \
+    "smmla " b ", " b ", r9, r10\n"                                                                                    \
+    "ssat " a ", #8, " a ", asr #10\n"                                                                                 \
+    "ssat " b ", #8, " b ", asr #10\n"
+
+/* The way through the stream: r0 column, r1 stream, sums from r2, r6 - r9 column words, r10 - r12 and lr weight words; at the
+ * end of a block r6 - r11 are its factors.
  *
  * `half` takes one quad, a step takes two. A turn has `steps` of them; the first one is entered in the middle, so that
  * the steps that are left after whole turns come first. Where one turn is all, it goes straight on to the outputs.
@@ -65,7 +78,7 @@ typedef struct {
     "adr r3, 5f\n"                                                                                                     \
     "orr r3, r3, #1\n"                                                                                                 \
     "1: str r3, %[after]\n"                                                                                            \
-    "0: ldr r0, %[columns]\n" start "ldr pc, %[first]\n"                                                               \
+    "0:\n" start TK_GO("%[columns]", "%[first]")                                                                       \
     ".balign 4\n"                                                                                                      \
     "2:\n" half "ldr pc, %[entry]\n"                                                                                   \
     "3:\n"                                                                                                             \
@@ -91,15 +104,15 @@ typedef struct {
     "9:\n" next_pair
 
 #define OPERANDS                                                                                                       \
-    : "+r"(next), [y] "+m"(frame.y), [left] "+m"(frame.left),                      \
-      [entry] "+m"(frame.entry), [first] "+m"(frame.first), [after] "+m"(frame.after), [finish] "+m"(frame.finish),    \
-      [columns] "+m"(frame.columns), [columns_end] "+m"(frame.columns_end)                                             \
-    : [form] "m"(frame.form), [out_c] "m"(frame.out_c), [stream] "m"(frame.stream)                                     \
+    : "+r"(next), [columns] "+m"(frame.columns), [first] "+m"(frame.first), [entry] "+m"(frame.entry),                 \
+      [after] "+m"(frame.after), [finish] "+m"(frame.finish), [columns_end] "+m"(frame.columns_end),                   \
+      [y] "+m"(frame.y), [left] "+m"(frame.left)                                                                       \
+    : [stream] "m"(frame.stream), [form] "m"(frame.form), [out_c] "m"(frame.out_c)                                     \
     : "r0", "r2", "r3", "r4", "r5", "r6", "r7", "r8", "r9", "r10", "r11", "r12", "lr", "cc", "memory"
 
 #define FACTORS "ldm r1!, {r6, r7, r8, r9, r10, r11}\n"
 
-/* Two columns: r2, r3 are 256 * B + A and A of the first, r4, r5 of the second. */
+/* Two columns: r2, r3 are 256 * B + A and A of the first, r4, r5 of the second; then B, A, B, A. */
 #define START_2                                                                                                        \
     "ldrd r2, r3, [r1]\n"                                                                                              \
     "ldrd r4, r5, [r1], #8\n"
@@ -111,24 +124,26 @@ typedef struct {
 #define STEP_2 "ldm r1!, {r10, r11, r12, lr}\n" QUAD_2("r10", "r11") QUAD_2("r12", "lr")
 #define STEP_2_BYTES (4 * 23)
 #define STEPS_2 8
-#define APART_2                                                                                                        \
-    "sub r2, r2, r3\n"                                                                                                 \
-    "sub r4, r4, r5\n" FACTORS "ldrd r12, lr, %[y]\n"
 #define DOUBLED_2                                                                                                      \
-    "asr r2, r2, #7\n"                                                                                                 \
-    "asr r4, r4, #7\n"                                                                                                 \
+    "sub r2, r2, r3\n"                                                                                                 \
+    "sub r4, r4, r5\n"                                                                                                 \
     "lsl r3, r3, #1\n"                                                                                                 \
-    "lsl r5, r5, #1\n"
+    "lsl r5, r5, #1\n"                                                                                                 \
+    "asr r2, r2, #7\n"                                                                                                 \
+    "asr r4, r4, #7\n" FACTORS
 #define SCALED_2                                                                                                       \
+    "sub r2, r2, r3\n"                                                                                                 \
+    "sub r4, r4, r5\n" FACTORS                                                                                         \
     "add r3, r8, r3, lsl #8\n"                                                                                         \
     "add r5, r8, r5, lsl #8\n"
-#define STORED_2 "strd r12, lr, %[y]\n"
-#define FINISH_2(form)                                                                                                 \
-    APART_2 DOUBLED_2 form("r3", "r6", "r7", "r8", "r12") form("r2", "r9", "r10", "r11", "r12")                        \
-        form("r5", "r6", "r7", "r8", "lr") form("r4", "r9", "r10", "r11", "lr") STORED_2
-#define FINISH_2_SATURATING                                                                                            \
-    APART_2 SCALED_2 SATURATING("r3", "r6", "r7", "r12") SATURATING("r2", "r9", "r10", "r12")                          \
-        SATURATING("r5", "r6", "r7", "lr") SATURATING("r4", "r9", "r10", "lr") STORED_2
+#define STORED_2                                                                                                       \
+    "ldrd r6, r7, %[y]\n"                                                                                              \
+    "strb r3, [r6], #1\n"                                                                                              \
+    "strb r2, [r6], #1\n"                                                                                              \
+    "strb r5, [r7], #1\n"                                                                                              \
+    "strb r4, [r7], #1\n"                                                                                              \
+    "strd r6, r7, %[y]\n"
+#define FINISH_2(sums, form) sums form("r3", "r2") form("r5", "r4") STORED_2
 #define NEXT_PAIR                                                                                                      \
     "ldr r2, %[left]\n"                                                                                                \
     "subs r2, r2, #1\n"                                                                                                \
@@ -141,8 +156,8 @@ typedef struct {
     "add r3, r3, r2\n"                                                                                                 \
     "str r3, %[columns_end]\n"                                                                                         \
     "ldr r2, %[out_c]\n"                                                                                               \
-    "mov r12, lr\n"                                                                                                    \
-    "add lr, lr, r2\n" STORED_2                                                                                        \
+    "add r2, r7, r2\n"                                                                                                 \
+    "strd r7, r2, %[y]\n"                                                                                              \
     "ldr r1, %[stream]\n"                                                                                              \
     "b.w 0b\n"                                                                                                         \
     "1:\n"
@@ -150,20 +165,20 @@ typedef struct {
 /* Blocks of channels of `pairs` pairs of columns, until the stream says stop; returns what follows in the stream.
  * The outputs of the second pair follow those of the first pair's second column. */
 static __attribute__((noinline)) const int32_t *blocks_2(const tk_rows_t *rows, const int32_t *stream,
-                                                         const int32_t *columns, int8_t *const y[2], int32_t pairs)
+                                                         const int32_t *columns, int8_t *y0, int8_t *y1, int32_t pairs)
 {
     const int32_t steps = rows->depth / 8;
     const int32_t is_long = steps > STEPS_2;
     const int32_t at_first = is_long ? steps % STEPS_2 : steps;
-    frame_t frame = {columns, columns + rows->depth, stream, {y[0], y[1]}, rows->form, rows->out_c, pairs,
-                     at_first * STEP_2_BYTES, rows->depth & 4, is_long, 0};
+    frame_t frame = {columns, rows->depth & 4, at_first * STEP_2_BYTES, is_long, 0, columns + rows->depth, {y0, y1},
+                     stream, rows->form, rows->out_c, pairs};
     register const int32_t *next __asm__("r1") = stream;
-    __asm__ volatile(WALK("8", START_2, HALF_2, STEP_2, FINISH_2(TWO_SIDED), FINISH_2(ONE_SIDED), FINISH_2_SATURATING,
-                          NEXT_PAIR) OPERANDS);
+    __asm__ volatile(WALK("8", START_2, HALF_2, STEP_2, FINISH_2(DOUBLED_2, TWO_SIDED), FINISH_2(DOUBLED_2, ONE_SIDED),
+                          FINISH_2(SCALED_2, SATURATING), NEXT_PAIR) OPERANDS);
     return next;
 }
 
-/* One column: r2, r3 are 256 * B + A and A. */
+/* One column: r2, r3 are 256 * B + A and A, then B and A. */
 #define START_1 "ldrd r2, r3, [r1], #8\n"
 #define WORD_1(column, weights) SMLAD("r2", column, weights) SXTB16(weights) SMLAD("r3", column, weights)
 #define HALF_1                                                                                                         \
@@ -174,16 +189,17 @@ static __attribute__((noinline)) const int32_t *blocks_2(const tk_rows_t *rows, 
     "ldm r0!, {r6, r7, r8, r9}\n" WORD_1("r6", "r10") WORD_1("r7", "r11") WORD_1("r8", "r12") WORD_1("r9", "lr")
 #define STEP_1_BYTES (4 * 14)
 #define STEPS_1 4
-#define APART_1 "sub r2, r2, r3\n" FACTORS "ldr r12, %[y]\n"
 #define DOUBLED_1                                                                                                      \
-    "asr r2, r2, #7\n"                                                                                                 \
-    "lsl r3, r3, #1\n"
-#define SCALED_1 "add r3, r8, r3, lsl #8\n"
-#define STORED_1 "str r12, %[y]\n"
-#define FINISH_1(form)                                                                                                 \
-    APART_1 DOUBLED_1 form("r3", "r6", "r7", "r8", "r12") form("r2", "r9", "r10", "r11", "r12") STORED_1
-#define FINISH_1_SATURATING                                                                                            \
-    APART_1 SCALED_1 SATURATING("r3", "r6", "r7", "r12") SATURATING("r2", "r9", "r10", "r12") STORED_1
+    "sub r2, r2, r3\n"                                                                                                 \
+    "lsl r3, r3, #1\n"                                                                                                 \
+    "asr r2, r2, #7\n" FACTORS
+#define SCALED_1 "sub r2, r2, r3\n" FACTORS "add r3, r8, r3, lsl #8\n"
+#define STORED_1                                                                                                       \
+    "ldr r6, %[y]\n"                                                                                                   \
+    "strb r3, [r6], #1\n"                                                                                              \
+    "strb r2, [r6], #1\n"                                                                                              \
+    "str r6, %[y]\n"
+#define FINISH_1(sums, form) sums form("r3", "r2") STORED_1
 
 /* Blocks of channels of one column, until the stream says stop; returns what follows in the stream. */
 static __attribute__((noinline)) const int32_t *blocks_1(const tk_rows_t *rows, const int32_t *stream,
@@ -192,11 +208,11 @@ static __attribute__((noinline)) const int32_t *blocks_1(const tk_rows_t *rows, 
     const int32_t steps = rows->depth / 8;
     const int32_t is_long = steps > STEPS_1;
     const int32_t at_first = is_long ? steps % STEPS_1 : steps;
-    frame_t frame = {column, column + rows->depth / 2, stream, {y, y}, rows->form, rows->out_c, 1,
-                     at_first * STEP_1_BYTES, rows->depth & 4, is_long, 0};
+    frame_t frame = {column, rows->depth & 4, at_first * STEP_1_BYTES, is_long, 0, column + rows->depth / 2, {y, y},
+                     stream, rows->form, rows->out_c, 1};
     register const int32_t *next __asm__("r1") = stream;
-    __asm__ volatile(WALK("4", START_1, HALF_1, STEP_1, FINISH_1(TWO_SIDED), FINISH_1(ONE_SIDED), FINISH_1_SATURATING, "")
-                         OPERANDS);
+    __asm__ volatile(WALK("4", START_1, HALF_1, STEP_1, FINISH_1(DOUBLED_1, TWO_SIDED), FINISH_1(DOUBLED_1, ONE_SIDED),
+                          FINISH_1(SCALED_1, SATURATING), "") OPERANDS);
     return next;
 }
 
@@ -231,13 +247,13 @@ static const int32_t *blocks_1(const tk_rows_t *rows, const int32_t *stream, con
     return blocks(rows, stream, column, 1, y);
 }
 
-static const int32_t *blocks_2(const tk_rows_t *rows, const int32_t *stream, const int32_t *columns, int8_t *const y[2],
+static const int32_t *blocks_2(const tk_rows_t *rows, const int32_t *stream, const int32_t *columns, int8_t *y0, int8_t *y1,
                                int32_t pairs)
 {
     const int32_t *next = stream;
     for (int32_t pair = 0; pair < pairs; pair++, columns += rows->depth) {
-        blocks(rows, stream, columns, 2, y[0] + 2 * pair * rows->out_c);
-        next = blocks(rows, stream, columns + 1, 2, y[1] + 2 * pair * rows->out_c);
+        blocks(rows, stream, columns, 2, y0 + 2 * pair * rows->out_c);
+        next = blocks(rows, stream, columns + 1, 2, y1 + 2 * pair * rows->out_c);
     }
     return next;
 }
@@ -248,11 +264,11 @@ void tk_rows_packed_2(const tk_rows_t *rows, const int32_t *columns, int8_t *y0,
 {
     const int32_t *stream = rows->stream;
     if (rows->out_c >= BLOCK) {
-        stream = blocks_2(rows, stream, columns, (int8_t *const[2]){y0, y1}, 1);
+        stream = blocks_2(rows, stream, columns, y0, y1, 1);
     }
     if (rows->out_c % BLOCK) {
         int8_t last[2][BLOCK];
-        blocks_2(rows, stream, columns, (int8_t *const[2]){last[0], last[1]}, 1);
+        blocks_2(rows, stream, columns, last[0], last[1], 1);
         y0[rows->out_c - 1] = last[0][0];
         y1[rows->out_c - 1] = last[1][0];
     }
@@ -269,7 +285,7 @@ void tk_rows_packed_pairs(const tk_rows_t *rows, const int32_t *columns, int8_t 
         }
         return;
     }
-    blocks_2(rows, rows->stream, columns, (int8_t *const[2]){y, y + out_c}, pairs);
+    blocks_2(rows, rows->stream, columns, y, y + out_c, pairs);
     tk_rows_clamp(rows, y, 2 * pairs * out_c);
 }
 

@@ -1,0 +1,167 @@
+"""Dense layers over one row on Cortex-M4 and Cortex-M7, their C forms on the host, and the packing of int8 weights."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from graphs import Builder
+from hostmodel import run_sanitized
+from sim.fakeboard import needs_unicorn
+
+from tinykd.build.bare import build_kernels
+from tinykd.commands.bare_stage import run_bare
+from tinykd.export import reference
+from tinykd.ir import Graph, Quant
+from tinykd.kernels import Engine, candidates, select, signature
+from tinykd.kernels.armv7em import fully_connected, packed
+
+VARIANTS = tuple(kernel.variant for kernel in fully_connected.KERNELS["fully_connected"])
+CORES = ("cortex-m4", "cortex-m7")
+
+
+def add_dense(builder: Builder, channels: int, activation: str = "none", zero_point: int | None = None, **options):
+    """Add a dense layer over one row, its output's zero point if it is not to be random."""
+    builder.dense(channels, activation=activation, **options)
+    if zero_point is not None:
+        tensor = builder.tensors[builder.x]
+        builder.tensors[builder.x] = replace(tensor, quant=Quant.per_tensor(builder.scale(builder.x), zero_point))
+
+
+def network(seed: int) -> Builder:
+    """Rows of less than a quad, of an odd quad, of one block of steps, of more; every rest of four channels."""
+    builder = Builder(np.random.default_rng(seed), (1, 1))
+    add_dense(builder, 3, per_channel=True)
+    add_dense(builder, 4, "relu", 17)
+    add_dense(builder, 8, "relu", -128, per_channel=True)
+    add_dense(builder, 64, bias=False)
+    add_dense(builder, 131, "relu_n1_to_1", 0)
+    add_dense(builder, 201, "relu", -128, per_channel=True)
+    add_dense(builder, 72, "none", -128)
+    add_dense(builder, 13, "relu6", 0, per_channel=True)
+    add_dense(builder, 2, "none", 127)
+    add_dense(builder, 1)
+    return builder
+
+
+def samples(builder: Builder) -> np.ndarray:
+    """Inputs of both extremes, and random ones."""
+    x = builder.inputs(4)
+    x[0], x[1] = -128, 127
+    return x
+
+
+def forced(graph: Graph, variant: str) -> Engine:
+    """An engine that takes this variant for each op; it applies to all."""
+    engine = Engine("armv7em", choices={signature(graph, op): variant for op in graph.ops})
+    assert {candidates(graph, op, engine)[0].variant for op in graph.ops} == {variant}
+    return engine
+
+
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory):
+    """Kernels by core, compiled when first asked for."""
+    folder = tmp_path_factory.mktemp("kernels")
+    return lambda core: build_kernels(core, folder / core)
+
+
+@pytest.mark.host_compiler
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_c_forms_equal_the_reference(variant, tmp_path):
+    """Under sanitizers, with nothing of the arena accessible but inputs, outputs and scratch memory."""
+    builder = network(1)
+    graph, x = builder.graph(), samples(builder)
+    assert np.array_equal(run_sanitized(graph, x, tmp_path, forced(graph, variant)), reference.run_output(graph, x))
+
+
+@pytest.mark.arm_compiler
+@needs_unicorn
+@pytest.mark.parametrize("core", CORES)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_cores_equal_the_reference(variant, core, tmp_path, kernels):
+    """Every activation of extreme and random inputs, and the stack within its proof."""
+    builder = network(len(core) + len(variant))
+    graph = builder.graph()
+    for index, x in enumerate(samples(builder)):
+        expected = reference.run(graph, x[None], keep_all=True)
+        run = run_bare(graph, core, forced(graph, variant), tmp_path, x[None], expected, kernels(core))
+        assert (index, run.wrong) == (index, ())
+        assert run.stack_bytes <= run.sizes.stack_bytes
+
+
+@pytest.mark.arm_compiler
+@needs_unicorn
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_costs_are_near_what_the_emulator_counts(variant, tmp_path, kernels):
+    """Estimates within 10 % for layers of common sizes, and the exact bytes of the constants."""
+    builder = Builder(np.random.default_rng(3), (1, 640))
+    for channels in (128, 8, 128, 64, 10):
+        add_dense(builder, channels, per_channel=channels == 64)
+    graph, x = builder.graph(), builder.inputs(1)
+    engine, expected = forced(graph, variant), reference.run(graph, x, keep_all=True)
+    run = run_bare(graph, "cortex-m7", engine, tmp_path, x, expected, kernels("cortex-m7"))
+    for op, measured in zip(graph.ops, run.ops, strict=True):
+        kernel = candidates(graph, op, engine)[0]
+        cost = kernel.cost(graph, op)
+        arrays = kernel.calls(graph, op, "")[0].arrays.values()
+        assert cost.constant_bytes == sum(array.nbytes for array in arrays)
+        assert 0.9 < cost.instructions / measured.instructions < 1.1, signature(graph, op)
+
+
+@pytest.mark.parametrize(("goal", "variant"), [("speed", "widened"), ("size", "packed")])
+def test_goals_choose(goal, variant):
+    """Speed takes the weights that need no unpacking, size those of one byte."""
+    graph = network(1).graph()
+    functions = {select(graph, op, "", Engine("armv7em", goal))[0].function for op in graph.ops}
+    assert functions == {f"tk_fully_connected_{variant}"}
+
+
+def test_one_factor_is_stored_once():
+    """Layers with one weight scale keep their factors beside the stream, those with many behind each four channels."""
+    builder = Builder(np.random.default_rng(5), (1, 16))
+    add_dense(builder, 8)
+    add_dense(builder, 8, per_channel=True)
+    graph = builder.graph()
+    shared, own = (select(graph, op, "", forced(graph, "packed"))[0] for op in graph.ops)
+    assert (shared.fields["has_shared_factors"], own.fields["has_shared_factors"]) == (1, 0)
+    assert shared.arrays["stream"].nbytes == 2 * (16 + 4 * 16)
+    assert own.arrays["stream"].nbytes == 2 * (16 + 4 * 8 + 4 * 12)
+
+
+def with_weights(taps: np.ndarray) -> Graph:
+    """A dense layer with these weights."""
+    builder = Builder(np.random.default_rng(1), (1, taps.shape[1]))
+    add_dense(builder, len(taps))
+    name = builder.ops[0].inputs[1]
+    builder.tensors[name] = replace(builder.tensors[name], data=taps)
+    return builder.graph()
+
+
+@pytest.mark.parametrize(("even", "odd", "fits"), [(-1, -128, False), (0, -128, True), (-128, -127, True)])
+def test_weights_that_do_not_share_a_word(even, odd, fits):
+    """256 * -128 less anything leaves int16: such a layer is not packed, its widened form still is exact."""
+    graph = with_weights(np.array([[even, 3], [odd, 5]], np.int8))
+    variants = [kernel.variant for kernel in candidates(graph, graph.ops[0], Engine("armv7em"))]
+    assert ("packed" in variants, "widened" in variants) == (fits, True)
+
+
+@pytest.mark.parametrize(("inputs", "fits"), [(515, True), (517, False)])
+@pytest.mark.parametrize("channel", [0, 1])
+def test_sums_beyond_24_bits(channel, inputs, fits):
+    """Only the channel in the high byte must stay within 24 bits."""
+    taps = np.zeros((2, inputs), np.int8)
+    taps[channel] = 127
+    low, high = -128 * taps.astype(np.int64).sum(axis=1), 127 * taps.astype(np.int64).sum(axis=1)
+    assert packed.fits(taps, low, high, np.ones(2, np.int32)) == (fits or channel == 0)
+    assert packed.fits(taps, low, high, np.zeros(2, np.int32))
+
+
+def test_packed_words_come_apart():
+    """SXTB16 leaves the even channel, what remains is 256 times the odd one; the order is that of columns."""
+    taps = np.random.default_rng(0).integers(-127, 128, (6, 8)).astype(np.int8)
+    halves = packed.packed_words(taps).view("<i2").reshape(3, 8).astype(np.int64)
+    low = (halves & 0xFF).astype(np.uint8).view(np.int8).reshape(3, 8)
+    order = [0, 2, 1, 3, 4, 6, 5, 7]
+    assert np.array_equal(low, taps[::2][:, order])
+    assert np.array_equal((halves - low) // 256, taps[1::2][:, order])
