@@ -28,6 +28,8 @@ GUARD_BYTES = 64
 STACK_LIMIT_BYTES = 2048
 _SAVED = range(4, 12)
 _IT_STATE = 0x0600_FC00
+_ANYWHERE = ("ldr", "ldrh", "ldrsh", "str", "strh")
+"""Loads and stores that take any address on Armv7-M (ARM DDI 0403E, section A3.2.1): not LDRD, LDM, STRD, STM."""
 _STACK = range(SRAM_ORIGIN + MEMORY_BYTES - (1 << 16), SRAM_ORIGIN + MEMORY_BYTES)
 
 
@@ -157,6 +159,7 @@ class Device:
 
     def __init__(self, graph: Graph, core: str, engine: Engine, folder: Path) -> None:
         self.graph, ended = graph, single_ended(graph)
+        self._core = core
         self.stack_bytes = 0
         self._plan = plan_graph(ended, engine=engine)
         self.generated = generate(ended, self._plan, "00" * 32, engine)
@@ -209,8 +212,8 @@ class Device:
             self._machine.paint_stack()
             self._mark_registers()
             if watch:
-                reads, writes = self._watched(function)
-                if text := self._stray(index, op, reads, writes):
+                reads, writes, uneven = self._watched(function)
+                if text := self._stray(index, op, reads, writes) or self._misaligned(uneven):
                     return text
             else:
                 self._machine.call(function)
@@ -251,16 +254,22 @@ class Device:
     def _register(self, number: int) -> int:
         return int(getattr(self._machine._arm, f"UC_ARM_REG_R{number}"))
 
-    def _watched(self, function: str) -> tuple[set[tuple[int, int]], set[tuple[int, int]]]:
-        """Call a function; return the (address, size) of everything that it read and wrote."""
+    def _watched(self, function: str) -> tuple[set[tuple[int, int]], set[tuple[int, int]], dict[int, int]]:
+        """Call a function; return the (address, size) of all that it read and wrote.
+
+        Also instruction -> address of accesses that are not aligned to their size.
+        """
         reads: set[tuple[int, int]] = set()
         writes: set[tuple[int, int]] = set()
+        uneven: dict[int, int] = {}
 
         unicorn, core = self._machine._unicorn, self._machine._uc
-        status = self._machine._arm.UC_ARM_REG_XPSR
+        status, counter = self._machine._arm.UC_ARM_REG_XPSR, self._machine._arm.UC_ARM_REG_PC
 
         def on_access(_: Any, access: int, address: int, size: int, *__: Any) -> None:
             (writes if access == unicorn.UC_MEM_WRITE else reads).add((address, size))
+            if address % size:
+                uneven[core.reg_read(counter) & ~1] = address
             # Before it calls a hook in an IT block the emulator brings the block's state up to date, and then decodes
             # the code behind the block with it.
             if (flags := core.reg_read(status)) & _IT_STATE:
@@ -273,7 +282,21 @@ class Device:
         finally:
             core.hook_del(hook)
             core.ctl_flush_tb()
-        return reads, writes
+        return reads, writes, uneven
+
+    def _misaligned(self, uneven: dict[int, int]) -> str | None:
+        """Return which instruction would fault: Armv7-M loads and stores single words anywhere, Armv6-M nothing.
+
+        The emulator does not mind.
+        """
+        import capstone
+
+        decoder = capstone.Cs(capstone.CS_ARCH_ARM, capstone.CS_MODE_THUMB | capstone.CS_MODE_MCLASS)
+        for place, address in sorted(uneven.items()):
+            name = next((item.mnemonic for item in decoder.disasm(self._machine.read(place, 4), place)), "?")
+            if self._core == "cortex-m0plus" or name.removesuffix(".w") not in _ANYWHERE:
+                return f"{self._machine.firmware.locate(place)}: {name} at 0x{address:08x}, {self._describe(address)}"
+        return None
 
     def _stray(self, index: int, op: Op, reads: set[tuple[int, int]], writes: set[tuple[int, int]]) -> str | None:
         own = [*self._own(index, op), _STACK]

@@ -85,6 +85,11 @@ FAULTS = {
     ),
     "what lies there before": ("y[i] = zero[x[i]];", "y[i] = (int8_t)(zero[x[i]] ^ (y[i] & 1));", "element"),
     "a register that it does not own": ("y[i] = zero", '__asm__ volatile("mov r9, #7"); y[i] = zero', "restore r9"),
+    "a pair of words at an odd address": (
+        "y[i] = zero",
+        '__asm__ volatile("ldrd r2, r3, [%0]" ::"r"(x + 1) : "r2", "r3", "memory"); y[i] = zero',
+        ": ldrd at",
+    ),
     "a deep stack": (
         "y[i] = zero",
         "volatile int8_t deep[4096]; deep[0] = zero[x[i]]; y[i] = deep[0] + 0 * zero",
