@@ -9,7 +9,9 @@ from graphs import Builder
 import tinykd.kernels as kernels_module
 from tinykd.board import load_board
 from tinykd.commands.output import GOALS as OFFERED
-from tinykd.config import FirmwareConfig
+from tinykd.commands.pipeline import goal_of
+from tinykd.commands.target import Target
+from tinykd.config import FirmwareConfig, load_recipe
 from tinykd.errors import DoesNotFitError
 from tinykd.kernels import KERNELS, Cost, Kernel, OptimizeFor, engine_for
 from tinykd.plan import plan_graph
@@ -100,6 +102,18 @@ def test_ops_that_only_move_bytes_in_place_are_free(graph):
     engine = engine_for(BOARD.core, "size")
     estimates = [estimate_instructions(item, plan_graph(item, engine=engine), engine) for item in (plain, longer)]
     assert estimates == [3000, 3000]
+
+
+def test_a_recipe_says_the_goal_unless_the_user_does(tmp_path):
+    """A run is built as its recipe says, somebody's model balanced, and the command line wins over both."""
+    recipe = load_recipe("smoke", ["firmware.optimize_for=size"])
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "recipe.yaml").write_text(recipe.to_yaml())
+    ours, theirs = (Target("m", tmp_path / "m.tflite", tmp_path, exported=exported) for exported in (True, False))
+    assert (goal_of(ours, None), goal_of(ours, "speed")) == ("size", "speed")
+    assert (goal_of(theirs, None), goal_of(theirs, "speed")) == ("balanced", "speed")
+    # Another goal needs no new training.
+    assert recipe.digest() == load_recipe("smoke").digest()
 
 
 def test_goals_have_the_same_names_everywhere():

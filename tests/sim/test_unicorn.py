@@ -238,6 +238,19 @@ def test_addresses_are_told_by_function(elfs):
     assert firmware.locate(0x20000000) == "0x20000000"
 
 
+def test_functions_of_one_name_are_told_apart_by_their_files(tmp_path):
+    """Two static functions may share a name; whose instructions a profile shows is said by the file."""
+    sources = []
+    for name in ("first", "second"):
+        twin = f"__attribute__((noipa)) static int twin(int x) {{ return x + {len(name)}; }}\n"
+        sources.append(tmp_path / f"{name}.c")
+        sources[-1].write_text(f"int {name}(int x);\n{twin}int {name}(int x) {{ return twin(x) + 1; }}\n")
+    elf = build_elf(BOARDS[0], tmp_path / "elf", *map(str, sources), "-Wl,-u,first,-u,second")
+    names = [name for _, name in read_firmware(elf).functions]
+    assert sorted(name for name in names if "twin" in name) == ["twin (first.c)", "twin (second.c)"]
+    assert {"first", "second", "tk_op_000"} <= set(names)
+
+
 def test_thumb_instructions_are_counted_by_their_first_halfword():
     """push, bl, ldr.w, bx: two of two bytes, two of four."""
     assert count_instructions(bytes.fromhex("10b5fff7feffd8f804107047")) == 4
