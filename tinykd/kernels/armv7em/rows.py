@@ -20,7 +20,7 @@ BLOCK = 2
 """Channels of one block of the widened stream."""
 
 _QUAD = (0, 2, 1, 3)
-_PASS = {True: 128, False: 64}
+_PASS = {True: 144, False: 144}
 _LAST = np.int32(-(1 << 31))
 
 
@@ -97,7 +97,7 @@ def rows_cost(out_c: int, depth: int, columns: int, factors: Factors, *, widened
         per_block = 10 * num_quads + (29, 25, 21)[form]
         words = BLOCK + depth + (6, 6, 5)[form]
     else:
-        per_block = 23 * (num_quads // 2) + 20 * (num_quads % 2) + (39, 35, 27)[form]
+        per_block = 23 * (num_quads // 2) + 20 * (num_quads % 2) + (35, 31, 25)[form]
         words = BLOCK + depth // 2 + 6
     per_pair = 14 + 60 / group + blocks * (per_block + (4 * passes + 1) * (passes > 1))
     return Cost(columns / 2 * per_pair, 4 * blocks * words)

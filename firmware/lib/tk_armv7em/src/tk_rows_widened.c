@@ -58,8 +58,9 @@ void tk_rows_widened_1(const tk_rows_t *rows, const int32_t *column, int8_t *y)
 
 #if TK_HAS_DSP
 
-/* Quads that one pass of the inner loop takes; the first pass of a block enters it in the middle. */
-#define PASS 32
+/* Quads that one pass of the inner loop takes; the first pass of a block enters it in the middle. 36 is a 3x3 window of 16
+ * channels. */
+#define PASS 36
 #define QUAD_BYTES 40
 #define STRING_OF(x) #x
 #define STRING(x) STRING_OF(x)
@@ -115,12 +116,13 @@ static __attribute__((noipa)) void blocks_2(const tk_rows_t *rows, const int32_t
         "ldrd r2, r3, [r1]\n\t"
         "ldrd r4, r5, [r1], #8\n\t"
         /* One instruction where the compiler puts the frame at the stack's end, as it does. */
-        ".ifc \"%[x] %[entry]\", \"[sp] [sp, #4]\"\n\t"
+        ".ifc %[x],[sp]\n\t"
         "ldmia.w sp, {r0, pc}\n\t"
         ".else\n\t"
         "ldr r0, %[x]\n\t"
         "ldr pc, %[entry]\n\t"
-        ".endif\n"
+        ".endif\n\t"
+        ".balign 8\n"
         "2:\n\t"
         ".rept " STRING(PASS) "\n\t"
         "ldmia.w r0!, {r6, r7, r8, r9}\n\t"
