@@ -92,6 +92,19 @@ def test_cores_equal_the_reference(variant, core, tmp_path, kernels):
 
 @pytest.mark.arm_compiler
 @needs_unicorn
+def test_turns_of_packed_columns(tmp_path, kernels):
+    """Columns of one whole turn of the packed loops, of a quad or a step more, of several; a pair and a single one."""
+    builder = Builder(np.random.default_rng(4), (1, 1, 3, 64))
+    for index, channels in enumerate((68, 72, 144, 148, 152, 288, 576, 5)):
+        builder.conv(channels, (1, 1), activation="relu" if index % 2 else "none")
+    graph, x = builder.graph(), builder.inputs(1)
+    engine, expected = forced(graph, "packed"), reference.run(graph, x, keep_all=True)
+    run = run_bare(graph, "cortex-m7", engine, tmp_path, x, expected, kernels("cortex-m7"))
+    assert run.wrong == ()
+
+
+@pytest.mark.arm_compiler
+@needs_unicorn
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_costs_are_near_what_the_emulator_counts(variant, tmp_path, kernels):
     """Estimates within 10 % for layers of common sizes, and the exact bytes of the constants."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import numpy as np
 
 from tinykd.ir.requant import Requantization
-from tinykd.kernels.call import Cost
 from tinykd.kernels.requantize import MAX_SCALE_BITS, Rounding, SaturatingRounding, rounding, saturating
 
 QUAD = 4
@@ -19,7 +18,6 @@ PAIR = 2
 """Channels that share words."""
 
 _REACH = 1 << 23
-_STEPS_PER_TURN = 8
 _LAST = np.int32(-(1 << 31))
 
 
@@ -109,22 +107,6 @@ def packed_stream(taps: np.ndarray, folded: np.ndarray, factors: Rounding | Satu
     whole = len(taps) // PAIR
     ends[[block for block in (whole - 1, len(ends) - 1) if block >= 0], 1, 2] |= _LAST
     return np.hstack([starts, packed_words(padded(taps, PAIR)), ends.reshape(len(ends), -1)])
-
-
-def packed_cost(blocks: int, depth: int, pairs: int, form: int, group: int = 1) -> Cost:
-    """Return what tk_rows_packed_pairs takes for so many pairs of columns, and the bytes of the stream.
-
-    Args:
-        blocks: pairs of channels.
-        depth: inputs of a column.
-        pairs: of columns.
-        form: TK_ROWS_TWO_SIDED, TK_ROWS_ONE_SIDED or TK_ROWS_SATURATING.
-        group: pairs of columns that a call takes.
-    """
-    steps, half = divmod(depth // QUAD, 2)
-    turns = -(-steps // _STEPS_PER_TURN)
-    per_block = 23 * steps + 20 * half + (35, 31, 25)[form] + 4 * turns * (turns > 1)
-    return Cost(pairs * (15 + 60 / group + blocks * per_block), 4 * blocks * (2 + depth // 2 + 6))
 
 
 def _wrapped(values: np.ndarray) -> np.ndarray:

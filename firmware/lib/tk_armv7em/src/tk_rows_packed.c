@@ -123,7 +123,7 @@ typedef struct {
 #define HALF_2 "ldrd r10, r11, [r1], #8\n" QUAD_2("r10", "r11")
 #define STEP_2 "ldm r1!, {r10, r11, r12, lr}\n" QUAD_2("r10", "r11") QUAD_2("r12", "lr")
 #define STEP_2_BYTES (4 * 23)
-#define STEPS_2 8
+#define STEPS_2 18                      /* a 3x3 window of 16 channels */
 #define DOUBLED_2                                                                                                      \
     "sub r2, r2, r3\n"                                                                                                 \
     "sub r4, r4, r5\n"                                                                                                 \
@@ -173,7 +173,7 @@ static __attribute__((noinline)) const int32_t *blocks_2(const tk_rows_t *rows, 
     frame_t frame = {columns, rows->depth & 4, at_first * STEP_2_BYTES, is_long, 0, columns + rows->depth, {y0, y1},
                      stream, rows->form, rows->out_c, pairs};
     register const int32_t *next __asm__("r1") = stream;
-    __asm__ volatile(WALK("8", START_2, HALF_2, STEP_2, FINISH_2(DOUBLED_2, TWO_SIDED), FINISH_2(DOUBLED_2, ONE_SIDED),
+    __asm__ volatile(WALK("18", START_2, HALF_2, STEP_2, FINISH_2(DOUBLED_2, TWO_SIDED), FINISH_2(DOUBLED_2, ONE_SIDED),
                           FINISH_2(SCALED_2, SATURATING), NEXT_PAIR) OPERANDS);
     return next;
 }
@@ -188,7 +188,7 @@ static __attribute__((noinline)) const int32_t *blocks_2(const tk_rows_t *rows, 
     "ldm r1!, {r10, r11, r12, lr}\n"                                                                                   \
     "ldm r0!, {r6, r7, r8, r9}\n" WORD_1("r6", "r10") WORD_1("r7", "r11") WORD_1("r8", "r12") WORD_1("r9", "lr")
 #define STEP_1_BYTES (4 * 14)
-#define STEPS_1 4
+#define STEPS_1 8
 #define DOUBLED_1                                                                                                      \
     "sub r2, r2, r3\n"                                                                                                 \
     "lsl r3, r3, #1\n"                                                                                                 \
@@ -211,7 +211,7 @@ static __attribute__((noinline)) const int32_t *blocks_1(const tk_rows_t *rows, 
     frame_t frame = {column, rows->depth & 4, at_first * STEP_1_BYTES, is_long, 0, column + rows->depth / 2, {y, y},
                      stream, rows->form, rows->out_c, 1};
     register const int32_t *next __asm__("r1") = stream;
-    __asm__ volatile(WALK("4", START_1, HALF_1, STEP_1, FINISH_1(DOUBLED_1, TWO_SIDED), FINISH_1(DOUBLED_1, ONE_SIDED),
+    __asm__ volatile(WALK("8", START_1, HALF_1, STEP_1, FINISH_1(DOUBLED_1, TWO_SIDED), FINISH_1(DOUBLED_1, ONE_SIDED),
                           FINISH_1(SCALED_1, SATURATING), "") OPERANDS);
     return next;
 }
