@@ -18,11 +18,10 @@ static span_t inside(int32_t index, int32_t stride, int32_t pad, int32_t kernel,
 /* A window of full width is one row. */
 static tk_block_t block(const tk_pool_2d_t *p, span_t rows, span_t columns)
 {
-    const int32_t row_step = p->in_w * p->channels;
     if (columns.count == p->in_w) {
-        return (tk_block_t){1, rows.count * columns.count, p->channels, row_step};
+        return (tk_block_t){1, rows.count * columns.count, p->channels, 0};
     }
-    return (tk_block_t){rows.count, columns.count, p->channels, row_step};
+    return (tk_block_t){rows.count, columns.count, p->channels, (p->in_w - columns.count) * p->channels};
 }
 
 /* sum / count rounded to nearest, halves away from zero; C's division drops the fraction. */
