@@ -216,6 +216,27 @@ def test_scratch_over_what_nobody_needs_any_more_is_sound(table):
     assert plan.arena_bytes == plan.lower_bound_bytes == 4 * 144
 
 
+def test_sharing_is_given_up_where_scratch_memory_needs_the_place(table):
+    """A slice of a large map is a view of it, unless the map would then lie there while scratch memory is needed."""
+    builder = Builder(np.random.default_rng(0), (1, 16, 8, 8))
+    builder.unary("relu")
+    builder.strided_slice((0, 0, 0, 0), (1, 1, 8, 8), (1, 1, 1, 1))
+    small = builder.x
+    builder.conv(8, (1, 1))
+    builder.add(small)
+    graph = builder.graph()
+
+    def slice_is_a_view() -> bool:
+        plan = plan_graph(graph, engine=FAST)
+        assert plan.arena_bytes == plan.lower_bound_bytes == 2048
+        return next(item for item in plan.placements if item.tensor == small).alias_of is not None
+
+    table("conv_2d", _kernel("fast", 1, 1, scratch=800))
+    assert slice_is_a_view()
+    table("conv_2d", _kernel("fast", 1, 1, scratch=1800))
+    assert not slice_is_a_view()
+
+
 def test_the_lower_bound_of_a_plan_cannot_ignore_scratch(table):
     """A plan that claims a bound above what is needed with its scratch memory is refused."""
     table("conv_2d", _kernel("fast", 1, 1, scratch=50))

@@ -54,7 +54,6 @@ def command(
     from tinykd.commands.target import resolve_target
     from tinykd.kernels import PORTABLE, engine_for, planned_calls
     from tinykd.plan import ENGINE_ALIGNMENT_BYTES, find_buffers, live_bytes, plan_for_tflm, plan_graph
-    from tinykd.plan.liveness import align
     from tinykd.report import graph_details, graph_svg, graph_table
 
     resolved = resolve_target(target, out)
@@ -63,10 +62,9 @@ def command(
     isa = PORTABLE if board is None else engine_for(load_board(board).core, goal_of(resolved, optimize_for))
     plan = plan_graph(engine, engine=isa)
     # Ops that the engine leaves out (a pad that became part of a convolution) have no bytes of their own.
-    buffers = find_buffers(engine, ENGINE_ALIGNMENT_BYTES, alias=True)
+    scratch = {part.op: part.num_bytes for part in plan.scratch}
+    buffers = find_buffers(engine, ENGINE_ALIGNMENT_BYTES, alias=True, scratch=scratch)
     live = live_bytes(buffers, len(engine.ops), ENGINE_ALIGNMENT_BYTES)
-    for part in plan.scratch:
-        live[part.op] += align(part.num_bytes, ENGINE_ALIGNMENT_BYTES)
     by_output = {op.outputs[0]: count for op, count in zip(engine.ops, live, strict=True)}
     kernels = {}
     if board is not None:

@@ -6,7 +6,7 @@ from tinykd.ir import Graph, MemoryPlan, Placement, Scratch
 from tinykd.kernels import PORTABLE, Engine, scratch_bytes
 from tinykd.plan.allocate import allocate
 from tinykd.plan.check import check
-from tinykd.plan.liveness import Buffer, align, find_buffers, live_bytes
+from tinykd.plan.liveness import align, find_buffers, live_bytes
 
 ENGINE_ALIGNMENT_BYTES = 4
 TFLM_ALIGNMENT_BYTES = 16
@@ -31,9 +31,7 @@ def plan_graph(
     Raises:
         InternalError: the checker found a fault in the plan: a bug of ours.
     """
-    buffers = find_buffers(graph, alignment_bytes, alias=alias)
-    needed = scratch_bytes(graph, engine)
-    buffers += [Buffer((), size, op, op, ()) for op, size in needed.items()]
+    buffers = find_buffers(graph, alignment_bytes, alias=alias, scratch=scratch_bytes(graph, engine))
     totals = live_bytes(buffers, len(graph.ops), alignment_bytes)
     lower_bound = max(totals)
     offsets = allocate(buffers, alignment_bytes, lower_bound)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from tinykd.ir import Graph
 from tinykd.kernels import Move, moves
@@ -18,7 +19,7 @@ class Buffer:
 
     Attributes:
         tensors: the activations that share it; the first one fills it, the others are aliases of it or of parts of it.
-            None: an op's scratch memory.
+            Empty: an op's scratch memory.
         num_bytes: its size without alignment.
         first_op, last_op: live range, both ends included; `BEFORE_FIRST_OP` for what is there
             before: the graph's inputs, and its variables, which stay for good.
@@ -36,8 +37,10 @@ class Buffer:
         return self.first_op <= other.last_op and other.first_op <= self.last_op
 
 
-def find_buffers(graph: Graph, alignment_bytes: int, *, alias: bool) -> list[Buffer]:
-    """Return the buffers of a graph in the order in which they come to life.
+def find_buffers(
+    graph: Graph, alignment_bytes: int, *, alias: bool, scratch: Mapping[int, int] = MappingProxyType({})
+) -> list[Buffer]:
+    """Return the buffers of a graph in the order in which they come to life, behind them those of scratch memory.
 
     Args:
         graph: a verified graph.
@@ -45,25 +48,32 @@ def find_buffers(graph: Graph, alignment_bytes: int, *, alias: bool) -> list[Buf
         alias: let activations share bytes wherever an op only moves them (our engine), unless sharing raises the peak.
             False: nothing is shared, and variables have no place, as TFLite Micro needs it: it copies, and keeps
             variables in a part of the arena that no plan reaches.
+        scratch: bytes of the scratch memory of each op that needs some, by its index.
     """
+    areas = [Buffer((), size, op, op, ()) for op, size in scratch.items()]
     if not alias:
         names = (*graph.inputs, *(name for op in graph.ops for name in op.outputs))
-        return _buffers(graph, {name: Group({name: 0}, graph.tensor(name).num_bytes) for name in names})
+        return [*_buffers(graph, {name: Group({name: 0}, graph.tensor(name).num_bytes) for name in names}), *areas]
 
     steps = [moves(graph, op) for op in graph.ops]
-    without = _worth_copying(graph, steps, alignment_bytes)
-    return _buffers(graph, find_groups(graph, steps, alignment_bytes, without))
+    without = _worth_copying(graph, steps, alignment_bytes, areas)
+    return [*_buffers(graph, find_groups(graph, steps, alignment_bytes, without)), *areas]
 
 
-def _worth_copying(graph: Graph, steps: Sequence[tuple[Move, ...]], alignment_bytes: int) -> frozenset[int]:
+def _worth_copying(
+    graph: Graph, steps: Sequence[tuple[Move, ...]], alignment_bytes: int, areas: Sequence[Buffer]
+) -> frozenset[int]:
     """Return the ops whose pieces are copied because sharing would raise the peak: it keeps wholes alive for longer.
 
     A greedy choice, never worse than to copy all of them.
+
+    Args:
+        areas: scratch memory, which counts as well.
     """
 
     def peak(without: frozenset[int]) -> int:
         buffers = _buffers(graph, find_groups(graph, steps, alignment_bytes, without))
-        return max(live_bytes(buffers, len(graph.ops), alignment_bytes))
+        return max(live_bytes([*buffers, *areas], len(graph.ops), alignment_bytes))
 
     candidates = frozenset(optional_ops(graph, steps))
     without: frozenset[int] = frozenset()
