@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from graphs import Builder
@@ -10,13 +12,14 @@ from sim.fakeboard import needs_unicorn
 
 from tinykd.build.bare import build_bare, build_kernels
 from tinykd.export import reference
-from tinykd.ir import Graph
+from tinykd.ir import Graph, Quant
 from tinykd.kernels import Engine, candidates, scratch_bytes, signature
-from tinykd.kernels.armv7em import convolution
+from tinykd.kernels.armv7em import convolution, winograd
 from tinykd.plan import plan_graph
 from tinykd.run.bare import BareModel
 
-VARIANTS = tuple(kernel.variant for kernel in convolution.KERNELS["conv_2d"])
+ROWS = (*convolution.KERNELS["conv_2d"], *winograd.KERNELS["conv_2d"])
+VARIANTS = tuple(kernel.variant for kernel in ROWS)
 
 # Input (H, W, C), output channels, kernel, stride, dilation, SAME, activation. Kernel rows of 1 to 4 bytes and of every
 # remainder by 4; one, two and many output positions; windows larger than the map; odd channels.
@@ -35,10 +38,32 @@ SHAPES = (
     ((1, 20, 13), 16, (1, 5), (1, 3), (1, 1), True, "relu"),
     ((20, 1, 40), 12, (3, 1), (2, 1), (1, 1), True, "none"),
 )
+# The same for Winograd's tiles: maps of every remainder by 4, smaller than a tile, with and without padding.
+TILED = (
+    ((8, 8, 16), 4, True),
+    ((5, 9, 4), 2, True),
+    ((7, 6, 8), 6, False),
+    ((6, 10, 12), 8, False),
+    ((1, 2, 20), 2, True),
+    ((4, 7, 64), 4, True),
+    ((3, 3, 4), 4, False),
+)
+CASES = [
+    *((variant, index) for variant in ("widened", "packed") for index in range(len(SHAPES))),
+    *(("winograd", index) for index in range(len(TILED))),
+]
 
 
-def layer(index: int) -> Builder:
+def layer(variant: str, index: int) -> Builder:
     """One convolution; its seed decides zero points, scales and clamps."""
+    if variant == "winograd":
+        shape, channels, same = TILED[index]
+        builder = Builder(np.random.default_rng(index), (1, *shape))
+        builder.conv(channels, same=same, activation="relu" if index % 2 else "none", bias=index % 3 != 0)
+        # A ReLU whose clamp is int8's own, with scales for either form of rounding.
+        quant = Quant.per_tensor((0.03, 0.3)[index % 4 // 2], -128 if index % 2 else 5)
+        builder.tensors[builder.x] = replace(builder.tensors[builder.x], quant=quant)
+        return builder
     shape, channels, kernel, stride, dilation, same, activation = SHAPES[index]
     builder = Builder(np.random.default_rng(index), (1, *shape))
     builder.conv(channels, kernel, stride, dilation, same, activation, per_channel=index % 3 != 0, bias=index % 4 != 0)
@@ -67,22 +92,20 @@ def kernels(tmp_path_factory):
 
 
 @pytest.mark.host_compiler
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("index", range(len(SHAPES)))
-def test_c_forms_equal_the_reference(index, variant, tmp_path):
+@pytest.mark.parametrize(("variant", "index"), CASES)
+def test_c_forms_equal_the_reference(variant, index, tmp_path):
     """Under sanitizers, with nothing of the arena accessible but input, output and scratch memory."""
-    builder = layer(index)
+    builder = layer(variant, index)
     graph, x = builder.graph(), samples(builder)
     assert np.array_equal(run_sanitized(graph, x, tmp_path, forced(graph, variant)), reference.run_output(graph, x))
 
 
 @pytest.mark.arm_compiler
 @needs_unicorn
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("index", range(len(SHAPES)))
-def test_cores_equal_the_reference(index, variant, tmp_path, kernels):
+@pytest.mark.parametrize(("variant", "index"), CASES)
+def test_cores_equal_the_reference(variant, index, tmp_path, kernels):
     """Every output on the M4 and on the M7, whatever scratch memory holds before."""
-    builder = layer(index)
+    builder = layer(variant, index)
     graph, x = builder.graph(), samples(builder)
     engine, expected = forced(graph, variant), reference.run_output(graph, x)
     plan = plan_graph(graph, engine=engine)
@@ -98,14 +121,12 @@ def test_cores_equal_the_reference(index, variant, tmp_path, kernels):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_costs_are_near_what_the_emulator_counts(variant, tmp_path, kernels):
     """Estimates of instructions within 10 % for common layers: a choice by cost is one by speed."""
-    for shape, channels, kernel, stride in (
-        ((16, 16, 3), 16, (3, 3), (1, 1)),
-        ((16, 16, 16), 16, (3, 3), (1, 1)),
-        ((8, 8, 32), 32, (3, 3), (2, 2)),
-        ((25, 10, 1), 64, (10, 4), (2, 2)),
-    ):
+    layers = [((16, 16, 16), 16, (3, 3), (1, 1)), ((8, 8, 32), 32, (3, 3), (1, 1))]
+    if variant != "winograd":
+        layers += [((16, 16, 3), 16, (3, 3), (1, 1)), ((25, 10, 1), 64, (10, 4), (2, 2))]
+    for shape, channels, window, stride in layers:
         builder = Builder(np.random.default_rng(3), (1, *shape))
-        builder.conv(channels, kernel, stride)
+        builder.conv(channels, window, stride)
         graph = builder.graph()
         engine = forced(graph, variant)
         elf = build_bare(
@@ -113,5 +134,9 @@ def test_costs_are_near_what_the_emulator_counts(variant, tmp_path, kernels):
         )
         model = BareModel(elf, "cortex-m7", 1)
         model.load(builder.inputs(1))
-        estimate = candidates(graph, graph.ops[0], engine)[0].cost(graph, graph.ops[0]).instructions
-        assert 0.9 < estimate / model.run_op(0).instructions < 1.1, (shape, channels)
+        kernel = candidates(graph, graph.ops[0], engine)[0]
+        cost = kernel.cost(graph, graph.ops[0])
+        assert 0.9 < cost.instructions / model.run_op(0).instructions < 1.1, (shape, channels)
+        assert cost.constant_bytes == sum(
+            a.nbytes for c in kernel.calls(graph, graph.ops[0], "") for a in c.arrays.values()
+        )

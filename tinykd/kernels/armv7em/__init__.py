@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from tinykd.kernels.armv7em import convolution, depthwise, elementwise, fully_connected, pointwise, pooling
+from tinykd.kernels.armv7em import convolution, depthwise, elementwise, fully_connected, pointwise, pooling, winograd
 from tinykd.kernels.call import Kernel
 
 
@@ -24,6 +24,7 @@ def _merged(*tables: Mapping[str, tuple[Kernel, ...]]) -> Mapping[str, tuple[Ker
 ARMV7EM = _merged(
     pointwise.KERNELS,
     convolution.KERNELS,
+    winograd.KERNELS,
     depthwise.KERNELS,
     fully_connected.KERNELS,
     elementwise.KERNELS,

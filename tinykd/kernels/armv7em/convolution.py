@@ -56,21 +56,20 @@ def _columns(graph: Graph, op: Op) -> _Columns:
     return _Columns.of(kernel_h, kernel_w * in_c)
 
 
-def _band(graph: Graph, op: Op) -> dict[str, int]:
-    """Return how many output rows a band serves, and its columns: padding, columns of the map, padding."""
+def band_columns(graph: Graph, op: Op, out_w: int) -> dict[str, int]:
+    """Return the columns of a band for `out_w` output positions in a row: padding, columns of the map, padding."""
     in_w = graph.tensor(op.inputs[0]).shape[2]
-    out_w = graph.tensor(op.outputs[0]).shape[2]
     kernel_w = graph.tensor(op.inputs[1]).shape[2]
-    left = op.attrs["padding"][2]
     width = (out_w - 1) * op.attrs["stride"][1] + (kernel_w - 1) * op.attrs["dilation"][1] + 1
+    left = min(op.attrs["padding"][2], width)
     inner = max(0, min(in_w, width - left))
-    left = min(left, width)
-    return {
-        "band_rows": 1 + out_w % 2,
-        "band_left": left,
-        "band_inner": inner,
-        "band_right": width - left - inner,
-    }
+    return {"band_left": left, "band_inner": inner, "band_right": width - left - inner}
+
+
+def _band(graph: Graph, op: Op) -> dict[str, int]:
+    """Return how many output rows a band serves, and its columns."""
+    out_w = graph.tensor(op.outputs[0]).shape[2]
+    return {"band_rows": 1 + out_w % 2, **band_columns(graph, op, out_w)}
 
 
 def _lines(op: Op, kernel_h: int, band_rows: int) -> int:
@@ -99,8 +98,8 @@ def _scratch_bytes(graph: Graph, op: Op) -> int:
     )
 
 
-def _fields(graph: Graph, op: Op, where: str) -> dict[str, Field]:
-    """Return the fields of `tk_convolution_t` before its rows."""
+def window_fields(graph: Graph, op: Op, band: dict[str, int], where: str) -> dict[str, Field]:
+    """Return the fields of `tk_convolution_t` before its rows, with those of the band."""
     x, y = edges(graph, op, where)
     _, kernel_h, kernel_w, in_c = graph.tensor(op.inputs[1]).shape
     order = _columns(graph, op)
@@ -117,7 +116,7 @@ def _fields(graph: Graph, op: Op, where: str) -> dict[str, Field]:
         "dilation_h": op.attrs["dilation"][0],
         "dilation_w": op.attrs["dilation"][1] if kernel_w > 1 else 1,
         "pad_top": op.attrs["padding"][0],
-        **_band(graph, op),
+        **band,
         "row_quads": order.row_quads,
         "rest": order.rest,
         "rest_quads": order.rest_quads,
@@ -146,7 +145,7 @@ def _calls(graph: Graph, op: Op, where: str, *, widened: bool) -> tuple[Call, ..
         Call(
             "tk_convolution_widened" if widened else "tk_convolution_packed",
             "tk_convolution_t",
-            {**_fields(graph, op, where), **rows},
+            {**window_fields(graph, op, _band(graph, op), where), **rows},
             (Argument(op.inputs[0]), Argument(op.outputs[0]), SCRATCH),
             arrays,
             scratch_bytes=_scratch_bytes(graph, op),
