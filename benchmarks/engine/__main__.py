@@ -24,14 +24,15 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.engine.budgets import compare, read_budgets, save_budgets
-from benchmarks.engine.measure import Job, is_exact, measure
+from benchmarks.engine.measure import Job, is_exact, measure, tune_case
 from benchmarks.engine.models import all_models, find_cases
 from tinykd.build.bare import MACHINE_FLAGS, build_kernels
 from tinykd.build.toolchain import compiler_version
+from tinykd.commands.tune import keep_choices, print_rows
 from tinykd.data.files import cache_dir
 from tinykd.errors import TinykdError
 from tinykd.kernels import OptimizeFor, engine_for
-from tinykd.kernels.tuning import TUNED_VARIABLE
+from tinykd.kernels.tuning import COMMITTED, TUNED_VARIABLE
 
 RESULTS = Path(__file__).parents[1] / "results" / "engine.json"
 CORES = ("cortex-m0plus", "cortex-m4", "cortex-m7")
@@ -52,14 +53,17 @@ def main() -> int:
     arguments = parse()
     # Whoever repeats this has other tuned choices of their own, or none.
     os.environ[TUNED_VARIABLE] = ""
-    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False, stderr=arguments.json)
+    console = Console(width=None if sys.stdout.isatty() else 190, highlight=False, stderr=arguments.json)
     if arguments.peer:
         from benchmarks.engine.peer import compare_peer
 
         return compare_peer(arguments, console)
     with tempfile.TemporaryDirectory() as temporary:
+        work = Path(arguments.work or temporary)
         try:
-            jobs, missing = plan_jobs(arguments, Path(arguments.work or temporary))
+            if arguments.tune:
+                return tune(arguments, work)
+            jobs, missing = plan_jobs(arguments, work)
             rows = run_jobs(jobs, arguments.jobs)
         except TinykdError as error:
             sys.exit(f"{error.message}\n{error.next_step}")
@@ -95,6 +99,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--inputs", type=int, default=3, help="inputs to compare; the first is counted [%(default)s]")
     parser.add_argument("--check", action="store_true", help="fail where a budget is exceeded by more than 1 %%")
     parser.add_argument("--save", action="store_true", help="let what is measured be the budget and the result")
+    parser.add_argument("--tune", action="store_true", help="measure all kernels of all models, write tuned.toml")
     parser.add_argument("--json", action="store_true", help="rows on stdout, op by op; the table goes to stderr")
     parser.add_argument("--folder", type=Path, help="with the public models [TINYKD_MODELS]")
     parser.add_argument("--standins", type=Path, help="where stand-ins are kept [tinykd's cache]")
@@ -146,6 +151,20 @@ def goals_of(core: str, wanted: Sequence[OptimizeFor]) -> Sequence[OptimizeFor]:
     return wanted if engine_for(core).isa != "portable" else ("balanced",)
 
 
+def tune(arguments: argparse.Namespace, work: Path) -> int:
+    """Let the choices that come with tinykd be those that the models of this benchmark need."""
+    core = "cortex-m7"
+    cases, missing = find_cases(arguments.models or list(all_models()), arguments.folder, arguments.standins)
+    kernels = build_kernels(core, work / "kernels" / core)
+    jobs = [(case, core, work / f"tune-{case.model.name}", kernels) for case in cases]
+    with ProcessPoolExecutor(arguments.jobs) as pool:
+        rows = [row for found in pool.map(tune_case, jobs) for row in found]
+    for sentence in missing:
+        print(f"skipped {sentence}", file=sys.stderr)
+    print_rows(rows, keep_choices(rows, COMMITTED), COMMITTED)
+    return 0
+
+
 def run_jobs(jobs: list[Job], processes: int) -> list[dict[str, Any]]:
     """Return the measured rows in order."""
     if processes == 1:
@@ -167,7 +186,9 @@ def is_stack_proven(row: dict[str, Any]) -> bool:
 def make_table(rows: list[dict[str, Any]]) -> Table:
     """Return the rows with their targets, and how many times as much others take on a Cortex-M7."""
     models = all_models()
-    table = Table("model", "core", "goal", box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD)
+    for title in ("model", "core", "goal"):
+        table.add_column(title, no_wrap=True)
     others = {"CMSIS-NN": "cmsis_nn", "TinyEngine": "tinyengine"}
     for title in ("instructions", "per MAC", "to reach", "stretch", *others, "arena", "stack", "code"):
         table.add_column(title, justify="right")

@@ -14,6 +14,7 @@ from benchmarks.engine.models import Case
 from tinykd.artifact import sha256_file
 from tinykd.commands.bare_stage import run_bare
 from tinykd.commands.target import Target, resolve_target
+from tinykd.commands.tune import Measured, measure_variants
 from tinykd.export import reference
 from tinykd.export.optimize import optimize
 from tinykd.export.passes import for_engine
@@ -97,13 +98,24 @@ def is_exact(row: dict[str, Any]) -> bool:
     return not row["activations_different"] and not row["inputs_different"]
 
 
+def engine_graph(target: Target, optimized: bool) -> Graph:
+    """Return what the firmware computes, after `tinykd optimize` where that is wanted."""
+    stored = target.graph()
+    return for_engine(optimize(stored)[0] if optimized else stored)
+
+
+def tune_case(job: tuple[Case, str, Path, Path]) -> list[Measured]:
+    """Return what each kernel takes for a model: (model, core, folder to build in, kernels of the core)."""
+    case, core, folder, kernels = job
+    return measure_variants(engine_graph(resolve_target(case.path), case.model.optimized), core, folder, kernels)
+
+
 @lru_cache(maxsize=2)
 def _expected(path: Path, optimized: bool, inputs: int) -> Expected:
     from tinykd.commands.pipeline import host_outputs
 
-    target: Target = resolve_target(path)
-    stored = target.graph()
-    graph = for_engine(optimize(stored)[0] if optimized else stored)
+    target = resolve_target(path)
+    graph = engine_graph(target, optimized)
     shape = graph.tensor(graph.inputs[0]).shape
     x = np.random.default_rng(SEED).integers(-128, 128, (inputs, *shape[1:]), dtype=np.int8)
     for index, value in enumerate((-128, 127), start=1):

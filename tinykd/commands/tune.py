@@ -160,27 +160,28 @@ def variants_of(graph: Graph) -> dict[str, list[Kernel]]:
 def winners(rows: Iterable[Measured], goal: str) -> dict[str, tuple[Measured, Measured]]:
     """Return by signature (what takes least, what the estimates would take) for a goal; signatures with a choice only.
 
-    What is compared is `candidates`' own price: instructions plus the goal's price of the constants' bytes.
+    What is compared is `candidates`' own price, instructions plus the goal's price of the constants' bytes, summed over
+    all models that have the signature.
     """
     from tinykd.kernels import INSTRUCTIONS_PER_BYTE
 
     price = INSTRUCTIONS_PER_BYTE[goal]
-    groups: dict[str, list[Measured]] = {}
+    groups: dict[str, dict[str, list[Measured]]] = {}
     for row in rows:
-        groups.setdefault(row.signature, []).append(row)
+        groups.setdefault(row.signature, {}).setdefault(row.variant, []).append(row)
 
-    def estimated(row: Measured) -> float:
-        assert row.estimated_instructions is not None and row.estimated_bytes is not None, row.function
-        return row.estimated_instructions + price * row.estimated_bytes
+    def estimated(same: list[Measured]) -> float:
+        # Kernels between which there is a choice have an estimate: `candidates` sorts by it.
+        return sum((row.estimated_instructions or 0) + price * (row.estimated_bytes or 0) for row in same)
 
-    def measured(row: Measured) -> float:
-        return row.instructions + price * row.constant_bytes
+    def measured(same: list[Measured]) -> float:
+        return sum(row.instructions + price * row.constant_bytes for row in same)
 
     found = {}
     for key, group in groups.items():
         if len(group) > 1:
-            ranked = sorted(group, key=estimated)
-            found[key] = (min(ranked, key=measured), ranked[0])
+            ranked = sorted(group.values(), key=estimated)
+            found[key] = (min(ranked, key=measured)[0], ranked[0][0])
     return found
 
 
@@ -207,12 +208,15 @@ def print_rows(rows: list[Measured], kept: Mapping[str, Mapping[str, str]], path
     from rich.table import Table
 
     best = {goal: winners(rows, goal) for goal in kept}
-    table = Table("op", "kernel", "variant", box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD)
+    for title in ("op", "kernel", "variant"):
+        table.add_column(title, no_wrap=True)
     for title in ("ops", "instructions", "estimate", "off", "constants B", "estimate B"):
         table.add_column(title, justify="right")
     table.add_column("taken for")
     for row in rows:
-        taken = [goal for goal, found in best.items() if row.signature in found and found[row.signature][0] == row]
+        key = row.signature
+        taken = [goal for goal, found in best.items() if key in found and found[key][0].variant == row.variant]
         guess = row.estimated_instructions
         table.add_row(
             row.signature,
@@ -226,7 +230,7 @@ def print_rows(rows: list[Measured], kept: Mapping[str, Mapping[str, str]], path
             "" if row.estimated_bytes in (None, row.constant_bytes) else f"{row.estimated_bytes:,}",
             ", ".join(taken),
         )
-    console = table_console(180)
+    console = table_console(220)
     console.print(table)
     count = sum(len(table) for table in kept.values())
     console.print(f"{count} choices that the estimates got wrong are kept in {path}", soft_wrap=True)
