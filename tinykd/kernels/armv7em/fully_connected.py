@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 
 import numpy as np
 
 from tinykd.errors import UnsupportedModelError
 from tinykd.ir import Graph, Op, requantization
+from tinykd.ir.requant import Requantization
 from tinykd.kernels import dense
 from tinykd.kernels.armv7em import packed
 from tinykd.kernels.call import SCRATCH, Call, Cost, Field, Kernel, arguments, edges, folded_bias, u16, weights
@@ -22,32 +24,74 @@ _MAX_DEPTH = 0xFFFC
 _STEPS_PER_TURN = 8
 
 
-def _rounding(graph: Graph, op: Op) -> Rounding | None:
-    """Return the fast rounding of a layer over one row, or None where there is none."""
+@dataclass(frozen=True)
+class _Layer:
+    """A dense layer over one row.
+
+    Attributes:
+        taps: int8 (out_c, in_c).
+        folded: int32 (out_c,), biases with the input's zero point folded in.
+        constants: of the op.
+        low, high: int64 (out_c,), the reach of each sum.
+        factors: int32 (out_c, 3), multiplier, addend and shift; one row, if all channels share them.
+    """
+
+    taps: np.ndarray
+    folded: np.ndarray
+    constants: Requantization
+    low: np.ndarray
+    high: np.ndarray
+    factors: np.ndarray
+
+    @property
+    def is_shared(self) -> bool:
+        """All channels have the same factors."""
+        return len(self.factors) == 1
+
+    @property
+    def quads(self) -> int:
+        """Of a column."""
+        return -(-self.taps.shape[1] // packed.QUAD)
+
+    @property
+    def groups(self) -> int:
+        """Of four channels."""
+        return -(-len(self.taps) // _GROUP)
+
+
+def _layer(graph: Graph, op: Op) -> _Layer | None:
+    """Return a layer, or None where it has several rows or sums that the fast rounding does not take."""
     try:
         taps = weights(graph, op.inputs[1], "")
         constants = requantization(graph, op)
         folded = folded_bias(graph, op, taps, 0, constants.input_zero_point, "")
     except UnsupportedModelError:
         return None
-    if not dense.has_one_row(graph, op) or taps.shape[1] > _MAX_DEPTH:
+    low, high = accumulator_range(taps, 0, folded)
+    found = rounding(constants, low, high)
+    if found is None or not dense.has_one_row(graph, op) or taps.shape[1] > _MAX_DEPTH:
         return None
-    return rounding(constants, *accumulator_range(taps, 0, folded))
+    return _Layer(taps, folded, constants, low, high, _factors(constants, found, np.maximum(np.abs(low), np.abs(high))))
+
+
+def _factors(constants: Requantization, found: Rounding, reach: np.ndarray) -> np.ndarray:
+    """Return int32 (out_c, 3), or (1, 3) where one weight scale stands for all channels."""
+    factors = np.stack([found.multiplier, found.addend, found.shift], axis=1)
+    live = found.multiplier != 0
+    is_shared = len(set(zip(constants.multipliers, constants.shifts, strict=True))) == 1
+    # A channel with one output for every input has constants of its own, but gets there by the common ones, too.
+    return factors[live][:1] if is_shared and live.any() and (reach[~live] < packed.REACH).all() else factors
 
 
 def _is_widened(graph: Graph, op: Op) -> bool:
     """One row, and sums that the fast rounding takes."""
-    return _rounding(graph, op) is not None
+    return _layer(graph, op) is not None
 
 
 def _is_packed(graph: Graph, op: Op) -> bool:
     """One row, sums that the fast rounding takes, and weights of two channels fit into one word."""
-    factors = _rounding(graph, op)
-    if factors is None:
-        return False
-    taps = weights(graph, op.inputs[1], "")
-    folded = folded_bias(graph, op, taps, 0, requantization(graph, op).input_zero_point, "")
-    return packed.fits(taps, *accumulator_range(taps, 0, folded), factors.multiplier)
+    layer = _layer(graph, op)
+    return layer is not None and packed.fits(layer.taps, layer.low, layer.high, layer.factors[:, 0])
 
 
 def _widened_groups(taps: np.ndarray, folded: np.ndarray) -> np.ndarray:
@@ -69,58 +113,40 @@ def _packed_groups(taps: np.ndarray, folded: np.ndarray) -> np.ndarray:
 def _calls(function: str, packing: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Callable[..., tuple[Call, ...]]:
     def calls(graph: Graph, op: Op, where: str) -> tuple[Call, ...]:
         edges(graph, op, where)
-        taps = weights(graph, op.inputs[1], where)
-        constants = requantization(graph, op)
-        folded = folded_bias(graph, op, taps, 0, constants.input_zero_point, where)
-        factors = rounding(constants, *accumulator_range(taps, 0, folded))
-        assert factors is not None, f"{where}: {function} does not apply"
-        out_c, in_c = taps.shape
-        grid = packed.padded(np.pad(taps, ((0, 0), (0, -in_c % packed.QUAD))), _GROUP)
-        stream = packing(grid, packed.padded(folded, _GROUP))
-        columns = np.stack([factors.multiplier, factors.addend, factors.shift], axis=1)
-        is_shared = _has_shared_factors(columns)
-        if not is_shared:
-            stream = np.hstack([stream, packed.padded(columns, _GROUP).reshape(len(stream), -1)])
+        layer = _layer(graph, op)
+        assert layer is not None, f"{where}: {function} does not apply"
+        out_c, in_c = layer.taps.shape
+        taps = packed.padded(np.pad(layer.taps, ((0, 0), (0, -in_c % packed.QUAD))), _GROUP)
+        stream = packing(taps, packed.padded(layer.folded, _GROUP))
+        if not layer.is_shared:
+            stream = np.hstack([stream, packed.padded(layer.factors, _GROUP).reshape(layer.groups, -1)])
         fields: dict[str, Field] = {
             "stream": "stream",
             **u16({"in_c": in_c, "out_c": out_c}, where),
-            "has_shared_factors": int(is_shared),
-            "out_min": constants.out_min,
-            "out_max": constants.out_max,
-            "factors": tuple(int(value) for value in columns[0]) if is_shared else (0, 0, 0),
+            "has_shared_factors": int(layer.is_shared),
+            "out_min": layer.constants.out_min,
+            "out_max": layer.constants.out_max,
+            "factors": tuple(int(value) for value in layer.factors[0]) if layer.is_shared else (0, 0, 0),
         }
-        return (
-            Call(
-                function,
-                "tk_fully_connected_dsp_t",
-                fields,
-                (*arguments(op.inputs[0], op.outputs[0]), SCRATCH),
-                {"stream": stream},
-                scratch_bytes=2 * grid.shape[1],
-            ),
-        )
+        operands = (*arguments(op.inputs[0], op.outputs[0]), SCRATCH)
+        scratch_bytes = 2 * taps.shape[1]
+        return (Call(function, "tk_fully_connected_dsp_t", fields, operands, {"stream": stream}, False, scratch_bytes),)
 
     return calls
-
-
-def _has_shared_factors(columns: np.ndarray) -> bool:
-    return bool((columns == columns[0]).all())
 
 
 def _cost(step: int, half: int, finish: int, bytes_per_weight: int) -> Callable[[Graph, Op], Cost]:
     """Return the estimate for a loop of `step` instructions for eight inputs, `half` for four, `finish` for a group."""
 
     def cost(graph: Graph, op: Op) -> Cost:
-        factors = _rounding(graph, op)
-        assert factors is not None
-        out_c, in_c = graph.tensor(op.inputs[1]).shape
-        quads, groups = -(-in_c // packed.QUAD), -(-out_c // _GROUP)
-        is_shared = _has_shared_factors(np.stack([factors.multiplier, factors.addend, factors.shift], axis=1))
-        steps, halves = divmod(quads, 2)
+        layer = _layer(graph, op)
+        assert layer is not None
+        steps, halves = divmod(layer.quads, 2)
         turns = max(1, -(-steps // _STEPS_PER_TURN))
-        group = finish - is_shared + step * steps + (half + 1) * halves + 3 * turns
-        words = _GROUP + bytes_per_weight * quads * _GROUP + 3 * _GROUP * (not is_shared)
-        return Cost(110 + 7 * quads + group * groups + 45 * (out_c % _GROUP > 0), 4 * words * groups)
+        group = finish - layer.is_shared + step * steps + (half + 1) * halves + 3 * turns
+        rest = 45 * (len(layer.taps) % _GROUP > 0)
+        words = _GROUP * (1 + bytes_per_weight * layer.quads + 3 * (not layer.is_shared))
+        return Cost(110 + 7 * layer.quads + group * layer.groups + rest, 4 * words * layer.groups)
 
     return cost
 

@@ -16,8 +16,9 @@ QUAD = 4
 """Inputs of which SXTB16 makes two words."""
 PAIR = 2
 """Channels that share words."""
+REACH = 1 << 23
+"""What the sum of an odd channel must stay below."""
 
-_REACH = 1 << 23
 _LAST = np.int32(-(1 << 31))
 
 
@@ -45,7 +46,7 @@ def fits(taps: np.ndarray, low: np.ndarray, high: np.ndarray, multiplier: np.nda
     if ((odd == -128) & (flat[: PAIR * len(odd) : PAIR] < 0)).any():
         return False
     reach = np.where(multiplier == 0, 0, np.maximum(np.abs(low), np.abs(high)))
-    return bool((reach[1::PAIR] < _REACH).all())
+    return bool((reach[1::PAIR] < REACH).all())
 
 
 def packed_words(taps: np.ndarray) -> np.ndarray:
