@@ -6,8 +6,8 @@
  * strips; its row pairs follow each other in scratch as (pair, plane, column), min(in_c, 4) planes and `columns` words each.
  *
  * The stream holds a record for each output channel: bias, multiplier, addend, shift, then the weights, int16 pairs in the
- * order in which the function reads them. Where shift is 0 the sum becomes SSAT(8, SMMLA(sum, multiplier, addend) ASR #10),
- * else SSAT(8, (SMMLAR(sum, multiplier, addend) - (sum < 0)) ASR #shift); tinykd/kernels/requantize.py.
+ * order in which the function reads them. Where shift is 0 the sum becomes SSAT(8, SMMLA(sum, multiplier, addend) ASR #10), else
+ * with t = SMMULR(sum, multiplier) SSAT(8, (t - (t < 0) + addend) ASR #shift); tinykd/kernels/requantize.py.
  */
 #ifndef TK_ARMV7EM_DEPTHWISE_H
 #define TK_ARMV7EM_DEPTHWISE_H

@@ -26,9 +26,9 @@ typedef struct {
     int32_t stride_pitch;               /* bytes from strip to strip */
     int32_t span;                       /* bytes from a strip's first column to the one of its last output */
     int32_t column;                     /* bytes between the inputs of neighbouring outputs */
-    int32_t step;                       /* bytes from output to output */
-    int8_t *y;                          /* the output in the first row, second column */
+    int8_t *y;                          /* the first output */
     int32_t kernel_w, kernel_pairs;     /* for tk_depthwise_any */
+    int32_t step;                       /* bytes from output to output */
     struct {                            /* where the assembly is: */
         const int32_t *end;             /* the strip's last output column in its first row pair */
         int8_t *y;
@@ -41,9 +41,27 @@ typedef struct {
     } at;
 } tk_depthwise_channels_t;
 
-/* Writes `pairs` row pairs of the planes that begin at channel x, the first one from input row `row` (negative: padding)
- * and the one below. Columns in the padding stay as they are. */
-void tk_depthwise_widen(const tk_depthwise_t *p, const int8_t *x, int32_t row, int32_t pairs, int32_t *to);
+/* How the rows of an op become planes; the assembly knows where the first six fields stand. */
+typedef struct {
+    int32_t step;                       /* bytes from column to column */
+    int32_t last;                       /* columns, less 1; of a single plane less 4 */
+    int32_t plane;                      /* bytes from plane to plane */
+    int32_t from_skip, to_skip;         /* bytes from behind a row pair to the next one */
+    int32_t pairs;                      /* how many */
+    int32_t row_bytes;                  /* of the input */
+    int32_t words;                      /* of a row pair of all planes */
+    int32_t planes;
+    int32_t zeros;                      /* four zero points */
+    int32_t is_any;                     /* too few channels or columns for words */
+    int32_t has_one_band;               /* what is padding once, is always */
+    const tk_depthwise_t *p;
+} tk_depthwise_lines_t;
+
+tk_depthwise_lines_t tk_depthwise_lines(const tk_depthwise_t *p);
+
+/* Writes `pairs` row pairs of the planes that begin at channel x, the first one from input row `row` (negative: padding) and
+ * the one below. Columns in the padding stay as they are. */
+void tk_depthwise_widen(tk_depthwise_lines_t *lines, const int8_t *x, int32_t row, int32_t pairs, int32_t *to);
 
 /* Fills words with pairs of the input's zero point. */
 void tk_depthwise_clear(const tk_depthwise_t *p, int32_t *to, int32_t words);
@@ -59,7 +77,7 @@ void tk_depthwise_clamp(const tk_depthwise_t *p, int8_t *y);
 /* The walk. r0, r1: sums of the first output column (first and second row), r2, r3: of the second one; r4, r5: inputs;
  * from r6: pointers into as many row pairs as a strip reads. Labels: 0 a channel, 1 a block of 2 x 2 outputs, 2 the end of a
  * strip, 3 the end of a channel, 4 the end. `setup` loads weights from r4 and sets the pointers, `each` repeats an instruction
- * for all pointers, `one_left` computes a strip's last column of outputs, r4 the output and r3 the step. */
+ * for all pointers, `one_left` computes a strip's last column of outputs: r4 the output, r0 the step. */
 #define TK_WALK(setup, macs, outputs, each, one_left)                                                                  \
     "0:\n"                                                                                                             \
     "ldr r4, %[stream]\n"                                                                                              \
@@ -77,16 +95,15 @@ void tk_depthwise_clamp(const tk_depthwise_t *p, int8_t *y);
     "add r4, r6, r4\n"                                                                                                 \
     "str r4, %[end]\n"                                                                                                 \
     "1:\n" macs outputs "ldrd r4, r5, %[at_y]\n"                                                                       \
+    "strb r1, [r4, r5]\n"                                                                                              \
+    "strb r0, [r4]\n"                                                                                                  \
+    "ldrd r0, r1, %[step]\n"                                                                                           \
+    "add r4, r4, r0\n"                                                                                                 \
     "strb r3, [r4, r5]\n"                                                                                              \
     "strb r2, [r4]\n"                                                                                                  \
-    "ldr r3, %[step]\n"                                                                                                \
-    "sub r2, r4, r3\n"                                                                                                 \
-    "strb r1, [r2, r5]\n"                                                                                              \
-    "strb r0, [r2]\n"                                                                                                  \
-    "add r4, r4, r3, lsl #1\n"                                                                                         \
+    "add r4, r4, r0\n"                                                                                                 \
     "str r4, %[at_y]\n"                                                                                                \
-    "ldr r5, %[end]\n"                                                                                                 \
-    "subs r5, r5, r6\n"                                                                                                \
+    "subs r5, r1, r6\n"                                                                                                \
     "bgt.w 1b\n"                                                                                                       \
     "bmi 2f\n" one_left "2:\n"                                                                                         \
     "ldr r5, %[at_more]\n"                                                                                             \
@@ -98,8 +115,7 @@ void tk_depthwise_clamp(const tk_depthwise_t *p, int8_t *y);
     "it eq\n"                                                                                                          \
     "ldreq r3, %[last_row]\n"                                                                                          \
     "strd r4, r3, %[at_y]\n"                                                                                           \
-    "ldr r0, %[end]\n"                                                                                                 \
-    "ldrd r4, r5, %[skip]\n" each("add", "r4") "add r0, r0, r5\n"                                                      \
+    "ldrd r4, r5, %[skip]\n" each("add", "r4") "add r0, r1, r5\n"                                                      \
     "str r0, %[end]\n"                                                                                                 \
     "b.w 1b\n"                                                                                                         \
     "3:\n"                                                                                                             \
@@ -126,16 +142,15 @@ void tk_depthwise_clamp(const tk_depthwise_t *p, int8_t *y);
 
 /* The last column of outputs: together with the one before it, again; or alone, by `macs` that sum in r0 and r1. */
 #define TK_AGAIN(each)                                                                                                 \
-    "sub r4, r4, r3\n"                                                                                                 \
+    "sub r4, r4, r0\n"                                                                                                 \
     "str r4, %[at_y]\n"                                                                                                \
     "ldr r4, %[column]\n" each("sub", "r4") "b.w 1b\n"
 #define TK_ALONE(macs, outputs)                                                                                        \
     macs outputs "ldrd r4, r5, %[at_y]\n"                                                                              \
-    "ldr r3, %[step]\n"                                                                                                \
-    "sub r4, r4, r3\n"                                                                                                 \
     "strb r1, [r4, r5]\n"                                                                                              \
     "strb r0, [r4]\n"                                                                                                  \
-    "add r4, r4, r3, lsl #1\n"
+    "ldrd r0, r1, %[step]\n"                                                                                           \
+    "add r4, r4, r0\n"
 
 /* Pointers into the row pairs. */
 #define TK_PAIRS_2                                                                                                     \
@@ -164,15 +179,25 @@ void tk_depthwise_clamp(const tk_depthwise_t *p, int8_t *y);
     "smmla r3, r3, r4, r5\n"                                                                                           \
     "ssat r2, #8, r2, asr #10\n"                                                                                       \
     "ssat r3, #8, r3, asr #10\n"
-#define TK_ROUND(sum)                                                                                                  \
+#define TK_ROUNDING_ONE                                                                                                \
     "ldrd r4, r5, %[factor]\n"                                                                                         \
-    "add r5, r5, " sum ", asr #31\n"                                                                                   \
-    "smmlar " sum ", " sum ", r4, r5\n"                                                                                \
+    "smmulr r0, r0, r4\n"                                                                                              \
+    "smmulr r1, r1, r4\n"                                                                                              \
     "ldr r4, %[shift]\n"                                                                                               \
+    TK_ROUND("r0") TK_ROUND("r1")
+#define TK_ROUNDING                                                                                                    \
+    "ldrd r4, r5, %[factor]\n"                                                                                         \
+    "smmulr r0, r0, r4\n"                                                                                              \
+    "smmulr r1, r1, r4\n"                                                                                              \
+    "smmulr r2, r2, r4\n"                                                                                              \
+    "smmulr r3, r3, r4\n"                                                                                              \
+    "ldr r4, %[shift]\n"                                                                                               \
+    TK_ROUND("r0") TK_ROUND("r1") TK_ROUND("r2") TK_ROUND("r3")
+#define TK_ROUND(sum)                                                                                                  \
+    "add " sum ", " sum ", " sum ", asr #31\n"                                                                         \
+    "add " sum ", " sum ", r5\n"                                                                                       \
     "asr " sum ", " sum ", r4\n"                                                                                       \
     "ssat " sum ", #8, " sum "\n"
-#define TK_ROUNDING_ONE TK_ROUND("r0") TK_ROUND("r1")
-#define TK_ROUNDING TK_ROUNDING_ONE TK_ROUND("r2") TK_ROUND("r3")
 #define TK_EITHER(saturating, rounding)                                                                                \
     "ldr r4, %[shift]\n"                                                                                               \
     "cbnz r4, 8f\n" saturating "b 9f\n"                                                                                \
@@ -231,23 +256,25 @@ static inline __attribute__((always_inline)) void tk_depthwise_run(const tk_dept
 {
     int32_t *const planes = (int32_t *)(void *)scratch;
     const int32_t in_c = p->in_c;
-    const int32_t num_planes = in_c < TK_DEPTHWISE_PLANES ? in_c : TK_DEPTHWISE_PLANES;
-    const int32_t words = num_planes * p->columns;
+    tk_depthwise_lines_t lines = tk_depthwise_lines(p);
+    const int32_t num_planes = lines.planes;
+    const int32_t words = lines.words;
     const int32_t stride_words = words * p->stride_h;
     const int32_t strips = (p->out_h + 1) / 2;
     const int32_t kept = p->kernel_pairs - p->stride_h;
     const int32_t record = TK_DEPTHWISE_FACTORS + p->weight_words;
     const int32_t out_c = in_c * p->multiplier;
-    tk_depthwise_channels_t c = {.pitch = 4 * words,
-                                 .record = 4 * record,
-                                 .row = out_c * p->out_w,
-                                 .skip = 4 * (stride_words - p->stride_w * p->out_w),
-                                 .stride_pitch = 4 * stride_words,
-                                 .span = 4 * p->stride_w * (p->out_w - 1),
-                                 .column = 4 * p->stride_w,
-                                 .step = out_c,
-                                 .kernel_w = p->kernel_w,
-                                 .kernel_pairs = p->kernel_pairs};
+    tk_depthwise_channels_t c;
+    c.pitch = 4 * words;
+    c.record = 4 * record;
+    c.row = out_c * p->out_w;
+    c.skip = 4 * (stride_words - p->stride_w * p->out_w);
+    c.stride_pitch = 4 * stride_words;
+    c.span = 4 * p->stride_w * (p->out_w - 1);
+    c.column = 4 * p->stride_w;
+    c.kernel_w = p->kernel_w;
+    c.kernel_pairs = p->kernel_pairs;
+    c.step = out_c;
     tk_depthwise_clear(p, planes, (p->strips - 1) * stride_words + p->kernel_pairs * words);
     for (int32_t first = 0; first < in_c; first += TK_DEPTHWISE_PLANES) {
         /* The last four channels may be some of the ones before. */
@@ -258,7 +285,7 @@ static inline __attribute__((always_inline)) void tk_depthwise_run(const tk_dept
             if (strip != 0) {
                 tk_depthwise_move(planes, planes + p->strips * stride_words, kept * words);
             }
-            tk_depthwise_widen(p, x + begin, 2 * (strip * p->stride_h + present) - p->pad_top,
+            tk_depthwise_widen(&lines, x + begin, 2 * (strip * p->stride_h + present) - p->pad_top,
                                (count - 1) * p->stride_h + p->kernel_pairs - present, planes + present * words);
             c.more = count - 1;
             c.last_row = 2 * (strip + count) > p->out_h ? 0 : c.row;
@@ -270,7 +297,7 @@ static inline __attribute__((always_inline)) void tk_depthwise_run(const tk_dept
                 c.channels = is_single ? num_planes - plane : p->multiplier;
                 c.x_step = is_single ? 4 * p->columns : 0;
                 c.stream = p->stream + out * record;
-                c.y = y + 2 * strip * c.row + out_c + out;
+                c.y = y + 2 * strip * c.row + out;
                 out += c.channels;
                 plane += is_single ? num_planes : 1;
                 channels(&c);

@@ -1,14 +1,13 @@
 #include "tk_depthwise.h"
 
-/* Row pairs of one to four planes, byte by byte. The rows of the first pair: 0 in the padding, and then it is the only pair. */
-static void widen_any(const tk_depthwise_t *p, const int8_t *upper, const int8_t *lower, int32_t pairs, int32_t *to)
+/* Row pairs byte by byte. */
+static void widen_any(const tk_depthwise_lines_t *lines, const int8_t *upper, const int8_t *lower, int32_t *to)
 {
-    const int32_t planes = p->in_c < TK_DEPTHWISE_PLANES ? p->in_c : TK_DEPTHWISE_PLANES;
-    const int32_t row_bytes = p->in_w * p->in_c;
-    for (int32_t pair = 0; pair < pairs; pair++, to += planes * p->columns) {
+    const tk_depthwise_t *p = lines->p;
+    for (int32_t pair = 0; pair < lines->pairs; pair++, to += lines->words) {
         for (int32_t column = 0; column < p->in_w; column++) {
-            const int32_t at = 2 * pair * row_bytes + column * p->in_c;
-            for (int32_t plane = 0; plane < planes; plane++) {
+            const int32_t at = 2 * pair * lines->row_bytes + column * p->in_c;
+            for (int32_t plane = 0; plane < lines->planes; plane++) {
                 to[plane * p->columns + column] = tk_pair(upper != 0 ? upper[at + plane] : p->in_zero,
                                                           lower != 0 ? lower[at + plane] : p->in_zero);
             }
@@ -18,28 +17,15 @@ static void widen_any(const tk_depthwise_t *p, const int8_t *upper, const int8_t
 
 #if TK_HAS_DSP
 
-/* What the assembly reaches through sp; pairs that LDRD reads stand side by side. */
-typedef struct {
-    const int8_t *from;                 /* the upper row; the lower one where the upper one lies in the padding */
-    int32_t other;                      /* bytes to the lower row, or a word of zero points */
-    int32_t from_skip, to_skip;         /* bytes from behind a row pair to the next one */
-    int32_t *to;
-    int32_t plane;                      /* bytes from plane to plane */
-    int32_t last;                       /* columns, less 1 for four channels, less 4 for one */
-    int32_t pairs;
-    int32_t step;                       /* bytes from column to column */
-} lines_t;
-
 /* Two columns of four channels at a time; the last two may contain a column again. r0 and `other` r1 inputs, r2 step, r3-r6
- * planes, r7 columns left. `upper` and `lower` load a word. */
+ * planes, r7 columns left, less 1. `upper` and `lower` load a word. */
 #define PLANES(upper, lower)                                                                                           \
-    __asm__ volatile("ldrd r0, r1, %[from]\n"                                                                          \
-    "ldr r2, %[step]\n"                                                                                                \
-    "ldrd r3, r6, %[to]\n"                                                                                             \
-    "add r4, r3, r6\n"                                                                                                 \
-    "add r5, r4, r6\n"                                                                                                 \
-    "add r6, r5, r6\n"                                                                                                 \
-    "0: ldr r7, %[last]\n"                                                                                             \
+    "ldm r3, {r4, r7, r12}\n"                                                                                          \
+    "mov r3, r2\n"                                                                                                     \
+    "mov r2, r4\n"                                                                                                     \
+    "add r4, r3, r12\n"                                                                                                \
+    "add r5, r4, r12\n"                                                                                                \
+    "add r6, r5, r12\n"                                                                                                \
     "1:\n" upper("r8") lower("r9") "add r0, r0, r2\n" upper("r10") lower("r11") "add r0, r0, r2\n"                     \
     "pkhbt r12, r8, r9, lsl #16\n"                                                                                     \
     "pkhtb r9, r9, r8, asr #16\n"                                                                                      \
@@ -66,24 +52,25 @@ typedef struct {
     "subs r5, r5, #4\n"                                                                                                \
     "subs r6, r6, #4\n"                                                                                                \
     "b 1b\n"                                                                                                           \
-    "2: ldrd r8, r9, %[from_skip]\n"                                                                                   \
+    "2: ldr r12, %[lines]\n"                                                                                           \
+    "ldr r10, [r12, #20]\n"                                                                                            \
+    "subs r10, r10, #1\n"                                                                                              \
+    "str r10, [r12, #20]\n"                                                                                            \
+    "beq 3f\n"                                                                                                         \
+    "ldr r7, [r12, #4]\n"                                                                                              \
+    "ldrd r8, r9, [r12, #12]\n"                                                                                        \
     "add r0, r0, r8\n"                                                                                                 \
     "add r3, r3, r9\n"                                                                                                 \
     "add r4, r4, r9\n"                                                                                                 \
     "add r5, r5, r9\n"                                                                                                 \
     "add r6, r6, r9\n"                                                                                                 \
-    "ldr r8, %[pairs]\n"                                                                                               \
-    "subs r8, r8, #1\n"                                                                                                \
-    "str r8, %[pairs]\n"                                                                                               \
-    "bgt 0b\n" OPERANDS)
+    "b 1b\n"                                                                                                           \
+    "3:\n"
 
-/* Four columns of one channel at a time; the last four may contain columns again. r0 and `other` r1 inputs, r2 words, r3
- * columns left, r11, r12 skips. */
+/* Four columns of one channel at a time; the last four may contain columns again. r0 and `other` r1 inputs, r2 words, r12
+ * columns left, less 4. */
 #define PLANE(upper, lower)                                                                                            \
-    __asm__ volatile("ldrd r0, r1, %[from]\n"                                                                          \
-    "ldrd r11, r12, %[from_skip]\n"                                                                                    \
-    "ldr r2, %[to]\n"                                                                                                  \
-    "0: ldr r3, %[last]\n"                                                                                             \
+    "0: ldr r12, [r3, #4]\n"                                                                                           \
     "1:\n" upper("r8") lower("r9") "adds r0, r0, #4\n"                                                                 \
     "pkhbt r10, r8, r9, lsl #16\n"                                                                                     \
     "pkhtb r9, r9, r8, asr #16\n"                                                                                      \
@@ -92,106 +79,115 @@ typedef struct {
     "sxtb16 r6, r9\n"                                                                                                  \
     "sxtb16 r7, r9, ror #8\n"                                                                                          \
     "stm r2!, {r4, r5, r6, r7}\n"                                                                                      \
-    "subs r3, r3, #4\n"                                                                                                \
+    "subs r12, r12, #4\n"                                                                                              \
     "bge 1b\n"                                                                                                         \
-    "adds r4, r3, #4\n"                                                                                                \
+    "adds r4, r12, #4\n"                                                                                               \
     "beq 2f\n"                                                                                                         \
-    "add r0, r0, r3\n"                                                                                                 \
-    "add r2, r2, r3, lsl #2\n"                                                                                         \
-    "movs r3, #0\n"                                                                                                    \
+    "add r0, r0, r12\n"                                                                                                \
+    "add r2, r2, r12, lsl #2\n"                                                                                        \
+    "mov r12, #0\n"                                                                                                    \
     "b 1b\n"                                                                                                           \
-    "2: add r0, r0, r11\n"                                                                                             \
-    "add r2, r2, r12\n"                                                                                                \
-    "ldr r8, %[pairs]\n"                                                                                               \
-    "subs r8, r8, #1\n"                                                                                                \
-    "str r8, %[pairs]\n"                                                                                               \
-    "bgt 0b\n" OPERANDS)
-
-#define OPERANDS                                                                                                       \
-    : "+m"(lines)                                                                                                      \
-    : [from] "m"(lines.from), [from_skip] "m"(lines.from_skip), [to] "m"(lines.to), [last] "m"(lines.last),            \
-    [pairs] "m"(lines.pairs), [step] "m"(lines.step)                                                                   \
-    : "r0", "r1", "r2", "r3", "r4", "r5", "r6", "r7", "r8", "r9", "r10", "r11", "r12", "lr", "cc", "memory"
+    "2: ldrd r4, r5, [r3, #12]\n"                                                                                      \
+    "add r0, r0, r4\n"                                                                                                 \
+    "add r2, r2, r5\n"                                                                                                 \
+    "ldr r6, [r3, #20]\n"                                                                                              \
+    "subs r6, r6, #1\n"                                                                                                \
+    "str r6, [r3, #20]\n"                                                                                              \
+    "bgt 0b\n"
 
 #define HERE(word) "ldr " word ", [r0]\n"
 #define BELOW(word) "ldr " word ", [r0, r1]\n"
 #define PADDING(word) "mov " word ", r1\n"
 
-/* `pairs` row pairs, all of which have the upper, the lower or both rows (0: in the padding); the function's two forms keep
- * only one block of assembly. */
-static inline __attribute__((always_inline)) void widen(const tk_depthwise_t *p, const int8_t *upper, const int8_t *lower,
-                                                        int32_t pairs, int32_t *to, int32_t is_single)
-{
-    const int32_t row_bytes = p->in_w * p->in_c;
-    const int32_t planes = is_single ? 1 : TK_DEPTHWISE_PLANES;
-    lines_t lines = {.from = upper != 0 ? upper : lower,
-                     .other = (int32_t)(0x01010101U * ((uint32_t)p->in_zero & 0xFFU)),
-                     .from_skip = row_bytes,
-                     .to_skip = 4 * (planes * p->columns - p->in_w),
-                     .to = to,
-                     .plane = 4 * p->columns,
-                     .last = p->in_w - (is_single ? 4 : 1),
-                     .pairs = pairs,
-                     .step = p->in_c};
-    if (upper == 0) {
-        if (is_single) {
-            PLANE(PADDING, HERE);
-        } else {
-            PLANES(PADDING, HERE);
-        }
-    } else if (lower == 0) {
-        if (is_single) {
-            PLANE(HERE, PADDING);
-        } else {
-            PLANES(HERE, PADDING);
-        }
-    } else {
-        lines.other = row_bytes;
-        if (is_single) {
-            PLANE(HERE, BELOW);
-        } else {
-            PLANES(HERE, BELOW);
-        }
+/* `other`: bytes to the lower row, or a word of zero points; `step` of the lines is the first of their fields. */
+#define WIDEN(name, upper, lower)                                                                                      \
+    static __attribute__((noinline)) void name(const int8_t *from, int32_t other, int32_t *to,                         \
+                                               tk_depthwise_lines_t *lines)                                            \
+    {                                                                                                                  \
+        register const int8_t *r0 __asm__("r0") = from;                                                                \
+        register int32_t r1 __asm__("r1") = other;                                                                     \
+        register int32_t *r2 __asm__("r2") = to;                                                                       \
+        register tk_depthwise_lines_t *r3 __asm__("r3") = lines;                                                       \
+        if (lines->planes == 1) {                                                                                      \
+            __asm__ volatile(PLANE(upper, lower) OPERANDS);                                                            \
+        } else {                                                                                                       \
+            __asm__ volatile(PLANES(upper, lower) OPERANDS);                                                           \
+        }                                                                                                              \
     }
-}
+#define OPERANDS                                                                                                       \
+    : "+r"(r0), "+r"(r1), "+r"(r2), "+r"(r3)                                                                           \
+    : [lines] "m"(lines)                                                                                               \
+    : "r4", "r5", "r6", "r7", "r8", "r9", "r10", "r11", "r12", "lr", "cc", "memory"
 
-static void widen_lines(const tk_depthwise_t *p, const int8_t *upper, const int8_t *lower, int32_t pairs, int32_t *to)
+WIDEN(widen_lower, PADDING, HERE)
+WIDEN(widen_upper, HERE, PADDING)
+WIDEN(widen_both, HERE, BELOW)
+
+static void widen(tk_depthwise_lines_t *lines, const int8_t *upper, const int8_t *lower, int32_t *to)
 {
-    if (p->in_c >= TK_DEPTHWISE_PLANES && p->in_w >= 2) {
-        widen(p, upper, lower, pairs, to, 0);
-    } else if (p->in_c == 1 && p->in_w >= 4) {
-        widen(p, upper, lower, pairs, to, 1);
+    if (lines->is_any) {
+        widen_any(lines, upper, lower, to);
+    } else if (upper == 0) {
+        widen_lower(lower, lines->zeros, to, lines);
+    } else if (lower == 0) {
+        widen_upper(upper, lines->zeros, to, lines);
     } else {
-        widen_any(p, upper, lower, pairs, to);
+        widen_both(upper, lines->row_bytes, to, lines);
     }
 }
 
 #else
 
-static void widen_lines(const tk_depthwise_t *p, const int8_t *upper, const int8_t *lower, int32_t pairs, int32_t *to)
+static void widen(tk_depthwise_lines_t *lines, const int8_t *upper, const int8_t *lower, int32_t *to)
 {
-    widen_any(p, upper, lower, pairs, to);
+    widen_any(lines, upper, lower, to);
 }
 
 #endif
 
-void tk_depthwise_widen(const tk_depthwise_t *p, const int8_t *x, int32_t row, int32_t pairs, int32_t *to)
+tk_depthwise_lines_t tk_depthwise_lines(const tk_depthwise_t *p)
 {
-    const int32_t row_bytes = p->in_w * p->in_c;
-    const int32_t words = (p->in_c < TK_DEPTHWISE_PLANES ? p->in_c : TK_DEPTHWISE_PLANES) * p->columns;
-    int32_t run = 1;
-    for (; pairs > 0; pairs -= run, row += 2 * run, to += run * words) {
-        const int8_t *upper = row >= 0 && row < p->in_h ? x + row * row_bytes : 0;
-        const int8_t *lower = row + 1 >= 0 && row + 1 < p->in_h ? x + (row + 1) * row_bytes : 0;
-        run = 1;
-        if (upper != 0 && lower != 0) {
-            run = (p->in_h - row) / 2 < pairs ? (p->in_h - row) / 2 : pairs;
-        }
-        if (upper == 0 && lower == 0) {
-            tk_depthwise_clear(p, to, words);
+    const int32_t planes = p->in_c < TK_DEPTHWISE_PLANES ? p->in_c : TK_DEPTHWISE_PLANES;
+    const int32_t is_single = planes == 1;
+    return (tk_depthwise_lines_t){.step = p->in_c,
+                                  .last = p->in_w - (is_single ? 4 : 1),
+                                  .plane = 4 * p->columns,
+                                  .from_skip = p->in_w * p->in_c,
+                                  .to_skip = 4 * (planes * p->columns - p->in_w),
+                                  .row_bytes = p->in_w * p->in_c,
+                                  .words = planes * p->columns,
+                                  .planes = planes,
+                                  .zeros = (int32_t)(0x01010101U * ((uint32_t)p->in_zero & 0xFFU)),
+                                  .is_any = is_single ? p->in_w < 4 : planes < TK_DEPTHWISE_PLANES || p->in_w < 2,
+                                  .has_one_band = 2 * p->strips >= p->out_h,
+                                  .p = p};
+}
+
+void tk_depthwise_widen(tk_depthwise_lines_t *lines, const int8_t *x, int32_t row, int32_t pairs, int32_t *to)
+{
+    const int32_t in_h = lines->p->in_h;
+    const int32_t row_bytes = lines->row_bytes;
+    to += lines->p->pad_left;
+    x += row * row_bytes;
+    while (pairs > 0) {
+        int32_t run = 1;
+        if (row < -1 || row >= in_h) {
+            if (!lines->has_one_band) {
+                tk_depthwise_clear(lines->p, to - lines->p->pad_left, lines->words);
+            }
         } else {
-            widen_lines(p, upper, lower, run, to + p->pad_left);
+            const int32_t whole = (in_h - row) >> 1;
+            const int32_t has_both = row >= 0 && whole > 0;
+            if (has_both) {
+                run = whole < pairs ? whole : pairs;
+            }
+            lines->pairs = run;
+            widen(lines, row < 0 ? 0 : x, has_both || row < 0 ? x + row_bytes : 0, to);
         }
+        pairs -= run;
+        row += 2 * run;
+        x += 2 * run * row_bytes;
+        to += run * lines->words;
     }
 }
 
@@ -243,7 +239,8 @@ static int8_t output(const int32_t *record, int32_t sum)
     if (record[3] == 0) {
         return (int8_t)tk_ssat8(tk_smmla(sum, record[1], record[2]) >> 10);
     }
-    return (int8_t)tk_ssat8(tk_smmlar(sum, record[1], record[2] + (sum >> 31)) >> record[3]);
+    const int32_t scaled = tk_smmlar(sum, record[1], 0);
+    return (int8_t)tk_ssat8((scaled + (scaled >> 31) + record[2]) >> record[3]);
 }
 
 static void one_channel(const tk_depthwise_channels_t *c, const int32_t *x, const int32_t *record, int8_t *y,
@@ -270,7 +267,7 @@ static void one_channel(const tk_depthwise_channels_t *c, const int32_t *x, cons
 void tk_depthwise_walk(const tk_depthwise_channels_t *c, tk_depthwise_weights_t *weights)
 {
     for (int32_t i = 0; i < c->channels; i++) {
-        one_channel(c, c->x + i * c->x_step / 4, c->stream + i * c->record / 4, c->y - c->step + i, weights);
+        one_channel(c, c->x + i * c->x_step / 4, c->stream + i * c->record / 4, c->y + i, weights);
     }
 }
 
