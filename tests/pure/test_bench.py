@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tinykd.board import load_board
+from tinykd.commands.bench import _profile_table
 from tinykd.commands.bench_stage import BenchOptions, choose_inputs, require_parity
 from tinykd.commands.target import Target
 from tinykd.errors import ConfigError, DeviceError, ParityError
@@ -95,6 +96,16 @@ def test_a_board_gives_measured_cycles():
     assert result["instructions_per_inference"] is None
     assert result["estimated_cycles"] is None
     assert result["by_function"] is None
+
+
+def test_the_profile_of_a_board_has_its_cycles():
+    """What a board measured stands in the place of instructions and estimates; a narrow terminal drops columns."""
+    measured, emulated = bench().result, bench(counter=FakeCounter()).result
+    titles = ["op", "kind", "source", "kernel", "MACs", "cycles", "per MAC", "share"]
+    assert [column.header for column in _profile_table(measured, True, 190).columns] == titles
+    wide, narrow = ([column.header for column in _profile_table(emulated, False, width).columns] for width in (190, 70))
+    assert wide == [*titles[:5], "instructions", *titles[6:], "cycles, about", "at least", "at most"]
+    assert set(wide) - set(narrow) == {"source", "at least", "at most"}
 
 
 def test_a_cycle_counter_that_stands_still_is_no_measurement():
