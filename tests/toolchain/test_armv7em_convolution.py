@@ -48,8 +48,10 @@ TILED = (
     ((4, 7, 64), 4, True),
     ((3, 3, 4), 4, False),
 )
+# Columns do not depend on the form of the weights: packed ones have a few cases only.
 CASES = [
-    *((variant, index) for variant in ("widened", "packed") for index in range(len(SHAPES))),
+    *(("widened", index) for index in range(len(SHAPES))),
+    *(("packed", index) for index in range(0, len(SHAPES), 4)),
     *(("winograd", index) for index in range(len(TILED))),
 ]
 
@@ -140,3 +142,38 @@ def test_costs_are_near_what_the_emulator_counts(variant, tmp_path, kernels):
         assert cost.constant_bytes == sum(
             a.nbytes for c in kernel.calls(graph, graph.ops[0], "") for a in c.arrays.values()
         )
+
+
+def with_constants(builder: Builder, weights: np.ndarray, bias: int, output: Quant) -> Graph:
+    """The graph of one convolution with other constants."""
+    op = builder.ops[0]
+    values = {op.inputs[1]: weights, op.inputs[2]: np.full(len(weights), bias)}
+    for name, data in values.items():
+        tensor = builder.tensors[name]
+        builder.tensors[name] = replace(tensor, data=data.astype(tensor.data.dtype))
+    builder.tensors[builder.x] = replace(builder.tensors[builder.x], quant=output)
+    return builder.graph()
+
+
+def test_winograd_takes_only_what_fits():
+    """Weights that scaling would take beyond int16 get the other rounding; sums whose halves may wrap are declined."""
+    kernel = winograd.KERNELS["conv_2d"][0]
+    builder = Builder(np.random.default_rng(0), (1, 4, 4, 4))
+    builder.conv(2, activation="relu", per_channel=False)
+    factor = builder.scale("input") * builder.scale("w0")
+    forms = []
+    for size in (3, 127):
+        taps = np.tile([size, -size], (2, 3, 3, 2))
+        graph = with_constants(builder, taps, 0, Quant.per_tensor(factor / 0.09, -128))
+        forms.append(kernel.calls(graph, graph.ops[0], "")[0].fields["rows.form"])
+    assert forms == [2, 1]
+
+    builder = Builder(np.random.default_rng(0), (1, 4, 4, 64))
+    builder.conv(2, per_channel=False)
+    factor = builder.scale("input") * builder.scale("w0")
+    applies = []
+    for bias in (1 << 28, (1 << 29) + (1 << 26)):
+        output = Quant.per_tensor(factor * 3e6, -128)
+        graph = with_constants(builder, np.full((2, 3, 3, 64), 127), bias, output)
+        applies.append(kernel.applies(graph, graph.ops[0]))
+    assert applies == [True, False]
