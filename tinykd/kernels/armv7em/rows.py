@@ -94,7 +94,7 @@ def rows_cost(out_c: int, depth: int, columns: int, factors: Factors, *, widened
     blocks, form, num_quads = -(-out_c // BLOCK), _form(factors), depth // 4
     passes = -(-depth // _PASS[widened])
     if widened:
-        per_block = 10 * num_quads + (29, 25, 21)[form]
+        per_block = 10 * num_quads + (29, 26, 21)[form]
         words = BLOCK + depth + (6, 6, 5)[form]
     else:
         per_block = 23 * (num_quads // 2) + 20 * (num_quads % 2) + (35, 31, 25)[form]

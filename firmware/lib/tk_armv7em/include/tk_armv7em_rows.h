@@ -1,9 +1,9 @@
 /* Dense inner loops: every output channel of one or two columns, and the layers that need nothing else.
  *
- * A column holds the inputs of one output position, `depth` of them, as int16 in quads: inputs 4i .. 4i + 3 are the two words
- * (4i, 4i + 2), (4i + 1, 4i + 3), written (low, high). Two columns p and q are interleaved word by word:
- * p(4i, 4i + 2), q(4i, 4i + 2), p(4i + 1, 4i + 3), q(4i + 1, 4i + 3). tk_widen.h writes both forms. Columns are aligned to
- * 4 bytes. Excess inputs of the last quad meet weights of 0.
+ * A column holds the inputs of one output position, `depth` of them, as int16 in quads: inputs 4i .. 4i + 3 are the two
+ * words (4i, 4i + 2), (4i + 1, 4i + 3), written (low, high). Two columns p and q are interleaved word by word:
+ * p(4i, 4i + 2), q(4i, 4i + 2), p(4i + 1, 4i + 3), q(4i + 1, 4i + 3). tk_widen.h writes both forms. Columns are aligned
+ * to 4 bytes. Excess inputs of the last quad meet weights of 0.
  */
 #ifndef TK_ARMV7EM_ROWS_H
 #define TK_ARMV7EM_ROWS_H
@@ -16,7 +16,7 @@
 #define TK_ROWS_SATURATING 2            /* SMMLA, SSAT #8 with ASR #TK_ROWS_SHIFT */
 #define TK_ROWS_SHIFT 10
 
-/* A matrix (out_c, depth) with bias and factors of each row. What the stream holds depends on the function that reads it.
+/* A matrix (out_c, depth) with bias and factors of each row. The stream's order depends on the function that reads it.
  *
  * Widened: blocks of two channels a, b, the last one filled up with a channel of zeros, as words:
  *     bias a, bias b,
@@ -36,7 +36,7 @@ typedef struct {
 /* All channels of two interleaved columns: y0 (out_c) of the first, y1 (out_c) of the second. y0 may be y1. */
 void tk_rows_widened_2(const tk_rows_t *rows, const int32_t *columns, int8_t *y0, int8_t *y1);
 
-/* The same for pairs of columns that stand one behind the other, `depth` words each, with all outputs in a row from y. */
+/* The same for pairs of columns that stand one behind the other, `depth` words each; all outputs follow each other. */
 void tk_rows_widened_pairs(const tk_rows_t *rows, const int32_t *columns, int8_t *y, int32_t pairs);
 
 /* All channels of one column: y (out_c). */
@@ -47,9 +47,10 @@ void tk_rows_packed_2(const tk_rows_t *rows, const int32_t *columns, int8_t *y0,
 void tk_rows_packed_pairs(const tk_rows_t *rows, const int32_t *columns, int8_t *y, int32_t pairs);
 void tk_rows_packed_1(const tk_rows_t *rows, const int32_t *column, int8_t *y);
 
-/* Convolution with kernel 1x1 and no padding, also a fully connected layer over several rows (in_h = rows, in_w = 1). */
+/* Convolution with kernel 1x1 and no padding, also a fully connected layer over several rows. Pixels that are all used,
+ * in the order of memory, are one line: out_h is 1. */
 typedef struct {
-    uint16_t in_w, in_c;
+    uint16_t in_w, in_c;                /* in_w and stride_h are not read where out_h is 1 */
     uint16_t out_h, out_w;
     uint16_t stride_h, stride_w;
     uint16_t pairs;                     /* pairs of columns that scratch holds, at least 1 */

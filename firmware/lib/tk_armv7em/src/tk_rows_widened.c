@@ -58,8 +58,8 @@ void tk_rows_widened_1(const tk_rows_t *rows, const int32_t *column, int8_t *y)
 
 #if TK_HAS_DSP
 
-/* Quads that one pass of the inner loop takes; the first pass of a block enters it in the middle. 36 is a 3x3 window of 16
- * channels. */
+/* Quads that one pass of the inner loop takes; the first pass of a block enters it in the middle. 36 are a window of
+ * 3x3 with 16 channels. */
 #define PASS 36
 #define QUAD_BYTES 40
 #define STRING_OF(x) #x
@@ -70,7 +70,7 @@ typedef struct {
     const int32_t *x;                   /* columns of the pair */
     uint32_t entry;                     /* address of the first quad's code */
     const int32_t *x_end;
-    uint32_t next;                      /* where a pass goes on: `finish`, or the check whether it was the last one */
+    uint32_t next;                      /* what follows a pass: `finish`, or the check whether it was the last one */
     uint32_t finish;                    /* requantisation */
     int8_t *y[2];
     const int32_t *w;
@@ -82,37 +82,40 @@ typedef struct {
  *
  * r0 x, r1 w; sums of the first column r2, r3, of the second one r4, r5; x in r6 - r9, w in r10 - r12, lr. */
 static __attribute__((noipa)) void blocks_2(const tk_rows_t *rows, const int32_t *w, const int32_t *columns, int8_t *y0,
-                                               int8_t *y1, int32_t pairs)
+                                            int8_t *y1, int32_t pairs)
 {
     const int32_t quads = rows->depth / 4;
-    frame_t f = {.x = columns, .x_end = columns + rows->depth, .y = {y0, y1}, .w = w, .quads = quads, .form = rows->form,
-                 .out_c = rows->out_c, .pairs = pairs};
+    frame_t f = {.x = columns, .x_end = columns + rows->depth, .y = {y0, y1}, .w = w, .quads = quads};
+    f.form = rows->form;
+    f.out_c = rows->out_c;
+    f.pairs = pairs;
     /* The first pass takes what whole ones leave, 1 .. PASS. */
     f.entry = (((uint32_t)quads - 1) % PASS + 1) * QUAD_BYTES;
     __asm__ volatile(
         "ldr r1, %[w]\n\t"
         "ldr r2, %[entry]\n\t"
-        "adr.w r3, 3f\n\t"
+        "adr.w r3, .Lpass_end%=\n\t"
         "sub r3, r3, r2\n\t"
         "orr r3, r3, #1\n\t"
         "str r3, %[entry]\n\t"
         "ldr r2, %[form]\n\t"
-        "adr.w r3, 5f\n\t"
+        "adr.w r3, .Ltwo_sided%=\n\t"
         "cmp r2, #1\n\t"
         "it eq\n\t"
-        "adreq.w r3, 6f\n\t"
+        "adreq.w r3, .Lone_sided%=\n\t"
         "it hi\n\t"
-        "adrhi.w r3, 7f\n\t"
+        "adrhi.w r3, .Lsaturating%=\n\t"
         "orr r3, r3, #1\n\t"
         "str r3, %[finish]\n\t"
         "ldr r2, %[quads]\n\t"
         "cmp r2, #" STRING(PASS) "\n\t"
         "itt hi\n\t"
-        "adrhi.w r3, 4f\n\t"
+        "adrhi.w r3, .Lcheck%=\n\t"
         "orrhi r3, r3, #1\n\t"
         "str r3, %[next]\n"
 
-        "1:\n\t"
+        /* A block: biases, then into the first pass. */
+        ".Lblock%=:\n\t"
         "ldrd r2, r3, [r1]\n\t"
         "ldrd r4, r5, [r1], #8\n\t"
         /* One instruction where the compiler puts the frame at the stack's end, as it does. */
@@ -123,7 +126,7 @@ static __attribute__((noipa)) void blocks_2(const tk_rows_t *rows, const int32_t
         "ldr pc, %[entry]\n\t"
         ".endif\n\t"
         ".balign 8\n"
-        "2:\n\t"
+        ".Lpass%=:\n\t"
         ".rept " STRING(PASS) "\n\t"
         "ldmia.w r0!, {r6, r7, r8, r9}\n\t"
         "ldmia.w r1!, {r10, r11, r12, lr}\n\t"
@@ -136,16 +139,25 @@ static __attribute__((noipa)) void blocks_2(const tk_rows_t *rows, const int32_t
         "smlad r4, r9, r12, r4\n\t"
         "smlad r5, r9, lr, r5\n\t"
         ".endr\n"
-        "3:\n\t"
+        ".Lpass_end%=:\n\t"
         "ldr pc, %[next]\n"
-        "4:\n\t"
+        /* Behind each pass, where there are several. */
+        ".Lcheck%=:\n\t"
         "ldr r6, %[x_end]\n\t"
         "cmp r0, r6\n\t"
-        "bne.w 2b\n\t"
+        "bne.w .Lpass%=\n\t"
         "ldr pc, %[finish]\n"
 
-        /* Two-sided: n of each sum is its sign. */
-        "5:\n\t"
+        ".Lone_sided%=:\n\t"
+        "ldmia r1!, {r6, r7, r8, r9, r10, r11}\n\t"
+        "smmlar r2, r2, r6, r7\n\t"
+        "smmlar r3, r3, r9, r10\n\t"
+        "smmlar r4, r4, r6, r7\n\t"
+        "smmlar r5, r5, r9, r10\n\t"
+        "b .Lshift%=\n"
+
+        /* n of each sum is its sign. */
+        ".Ltwo_sided%=:\n\t"
         "ldmia r1!, {r6, r7, r8, r9, r10, r11}\n\t"
         "smmlar r0, r2, r6, r7\n\t"
         "smmlar r12, r3, r9, r10\n\t"
@@ -154,16 +166,8 @@ static __attribute__((noipa)) void blocks_2(const tk_rows_t *rows, const int32_t
         "smmlar r0, r4, r6, r7\n\t"
         "smmlar r12, r5, r9, r10\n\t"
         "add r4, r0, r4, asr #31\n\t"
-        "add r5, r12, r5, asr #31\n\t"
-        "b 8f\n"
-
-        "6:\n\t"
-        "ldmia r1!, {r6, r7, r8, r9, r10, r11}\n\t"
-        "smmlar r2, r2, r6, r7\n\t"
-        "smmlar r3, r3, r9, r10\n\t"
-        "smmlar r4, r4, r6, r7\n\t"
-        "smmlar r5, r5, r9, r10\n"
-        "8:\n\t"
+        "add r5, r12, r5, asr #31\n"
+        ".Lshift%=:\n\t"
         "ldrd r6, r7, %[y]\n\t"
         "asr r2, r2, r8\n\t"
         "asr r3, r3, r11\n\t"
@@ -179,10 +183,10 @@ static __attribute__((noipa)) void blocks_2(const tk_rows_t *rows, const int32_t
         "strb r5, [r7], #1\n\t"
         "strd r6, r7, %[y]\n\t"
         "cmp r11, #0\n\t"
-        "bge.w 1b\n\t"
-        "b 9f\n"
+        "bge.w .Lblock%=\n\t"
+        "b .Lpair_end%=\n"
 
-        "7:\n\t"
+        ".Lsaturating%=:\n\t"
         "ldmia r1!, {r6, r7, r8, r9, r10}\n\t"
         "smmla r2, r2, r6, r7\n\t"
         "smmla r3, r3, r8, r9\n\t"
@@ -199,11 +203,11 @@ static __attribute__((noipa)) void blocks_2(const tk_rows_t *rows, const int32_t
         "strb r5, [r7], #1\n\t"
         "strd r6, r7, %[y]\n\t"
         "cmp r10, #0\n\t"
-        "bge.w 1b\n"
-        "9:\n\t"
+        "bge.w .Lblock%=\n"
+        ".Lpair_end%=:\n\t"
         "ldr r2, %[pairs]\n\t"
         "subs r2, r2, #1\n\t"
-        "beq 10f\n\t"
+        "beq .Lend%=\n\t"
         "str r2, %[pairs]\n\t"
         "ldr r3, %[x_end]\n\t"
         "str r3, %[x]\n\t"
@@ -214,8 +218,8 @@ static __attribute__((noipa)) void blocks_2(const tk_rows_t *rows, const int32_t
         "add r6, r7, r5\n\t"
         "strd r7, r6, %[y]\n\t"
         "ldr r1, %[w]\n\t"
-        "b 1b\n"
-        "10:"
+        "b .Lblock%=\n"
+        ".Lend%=:"
         : [x] "+m"(f.x), [x_end] "+m"(f.x_end), [entry] "+m"(f.entry), [next] "+m"(f.next), [finish] "+m"(f.finish),
           [y] "+m"(f.y), [pairs] "+m"(f.pairs)
         : [w] "m"(f.w), [quads] "m"(f.quads), [form] "m"(f.form), [out_c] "m"(f.out_c)
@@ -224,7 +228,8 @@ static __attribute__((noipa)) void blocks_2(const tk_rows_t *rows, const int32_t
 
 #else
 
-static void blocks_2(const tk_rows_t *rows, const int32_t *w, const int32_t *columns, int8_t *y0, int8_t *y1, int32_t pairs)
+static void blocks_2(const tk_rows_t *rows, const int32_t *w, const int32_t *columns, int8_t *y0, int8_t *y1,
+                     int32_t pairs)
 {
     for (; pairs > 0; pairs--, columns += rows->depth) {
         const int32_t *block = w;

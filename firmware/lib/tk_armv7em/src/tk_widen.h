@@ -1,7 +1,7 @@
 /* int8 inputs -> columns of int16 quads, as tk_armv7em_rows.h describes them.
  *
- * `count` inputs give (count + 3) / 4 quads; the excess of the last one is 0. Nothing beyond `count` inputs is read. Inputs may
- * stand at any address, `to` is aligned to 4 bytes. Each function returns where the next quad belongs.
+ * `count` inputs give (count + 3) / 4 quads; the excess of the last one is 0. Nothing beyond `count` inputs is read.
+ * Inputs may stand at any address, `to` is aligned to 4 bytes. Each function returns where the next quad belongs.
  */
 #ifndef TK_WIDEN_H
 #define TK_WIDEN_H
@@ -76,23 +76,6 @@ static inline int32_t *tk_widen_2(int32_t *to, const int8_t *x0, const int8_t *x
 #endif
     if (count & 3) {
         to = tk_widen_quad_2(to, tk_widen_tail(x0, count), tk_widen_tail(x1, count));
-    }
-    return to;
-}
-
-/* One of two interleaved columns: `to` is that column's first word, the other one's words stay as they are. */
-static inline int32_t *tk_widen_1_of_2(int32_t *to, const int8_t *x, int32_t count)
-{
-    for (const int8_t *end = x + (count & ~3); x != end; x += 4, to += 4) {
-        const int32_t word = tk_load4(x);
-        to[0] = tk_sxtb16(word);
-        to[2] = tk_sxtb16_odd(word);
-    }
-    if (count & 3) {
-        const int32_t word = tk_widen_tail(x, count);
-        to[0] = tk_sxtb16(word);
-        to[2] = tk_sxtb16_odd(word);
-        to += 4;
     }
     return to;
 }
