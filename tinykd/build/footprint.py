@@ -259,6 +259,26 @@ def _svdf(x: str, tensors: dict[str, Tensor]) -> tuple[str, tuple[str, ...], dic
     return "svdf", (x, *names), {"rank": 1, "activation": "relu", "shape": (1, 8)}
 
 
+def _depthwise(kernel: int, stride: int = 1) -> _Sample:
+    """A depthwise convolution of the model's input with SAME padding."""
+
+    def make(x: str, tensors: dict[str, Tensor]) -> tuple[str, tuple[str, ...], dict[str, Any]]:
+        constants = _constants(tensors, (1, kernel, kernel, 8), 8, 3)
+        size = -(-8 // stride)
+        total = max((size - 1) * stride + kernel - 8, 0)
+        before, after = total // 2, total - total // 2
+        attrs = {
+            "stride": (stride, stride),
+            "dilation": (1, 1),
+            "padding": (before, after, before, after),
+            "activation": "none",
+            "shape": (1, size, size, 8),
+        }
+        return "depthwise_conv_2d", ("x0", *constants), attrs
+
+    return make
+
+
 def _pool(kind: str) -> _Sample:
     def make(x: str, tensors: dict[str, Tensor]) -> tuple[str, tuple[str, ...], dict[str, Any]]:
         return kind, (x,), {"kernel": (3, 3), "stride": (1, 1), "padding": (1, 1, 1, 1), "activation": "none"}
@@ -305,6 +325,26 @@ _SAMPLES: Mapping[str, _Sample] = MappingProxyType(
         "tk_mean_axes": _of_input("mean", axes=(3,), keep_dims=True, shape=(1, 8, 8, 1)),
         "tk_arg_max": _of_input("arg_max", axis=3, shape=(1, 8, 8)),
         "tk_svdf": _svdf,
+        "tk_pointwise_widened": _conv("conv_2d", (8, 1, 1, 8), 0, (0, 0, 0, 0)),
+        "tk_pointwise_packed": _conv("conv_2d", (8, 1, 1, 8), 0, (0, 0, 0, 0)),
+        "tk_convolution_widened": _conv("conv_2d", (8, 3, 3, 8), 0, (1, 1, 1, 1)),
+        "tk_convolution_packed": _conv("conv_2d", (8, 3, 3, 8), 0, (1, 1, 1, 1)),
+        "tk_convolution_winograd": _conv("conv_2d", (8, 3, 3, 8), 0, (1, 1, 1, 1)),
+        "tk_fully_connected_widened": _dense,
+        "tk_fully_connected_packed": _dense,
+        "tk_depthwise_3x3": _depthwise(3),
+        "tk_depthwise_3x3_s2": _depthwise(3, 2),
+        "tk_depthwise_5x5": _depthwise(5),
+        "tk_depthwise_5x5_s2": _depthwise(5, 2),
+        "tk_depthwise_7x7": _depthwise(7),
+        "tk_depthwise_7x7_s2": _depthwise(7, 2),
+        "tk_depthwise_any": _depthwise(2),
+        "tk_add_affine": _add,
+        "tk_mul_dsp": _with_row("mul", activation="none"),
+        "tk_lookup_dsp": _of_input("relu6"),
+        "tk_average_pool_2d_dsp": _pool("average_pool_2d"),
+        "tk_max_pool_2d_dsp": _pool("max_pool_2d"),
+        "tk_mean_dsp": _of_input("mean", axes=(1, 2), keep_dims=True, shape=(1, 1, 1, 8)),
     }
 )
 
