@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
@@ -24,6 +24,7 @@ MAX_SCRATCH_BYTES = 16384
 """What one strip may take: wider maps are left to the portable kernel."""
 
 _PLANES = 4
+_WALKS_RUNS = ("tk_depthwise_3x3", "tk_depthwise_3x3_s2")
 _BAND_INSTRUCTIONS, _STRIP_INSTRUCTIONS, _BLOCK_INSTRUCTIONS = 70, 13, 50
 
 
@@ -127,19 +128,31 @@ def _factors(graph: Graph, op: Op, taps: np.ndarray, where: str) -> _Factors | N
         return None
     scale_bits = np.ones(len(folded), np.int32)
     words = np.stack([2 * folded, plain.multiplier, plain.addend, plain.shift], axis=1)
-    for run in _runs(_Shape.of(graph, op)) if plain.one_sided and plain.saturates else ():
-        part = replace(constants, multipliers=constants.multipliers[run], shifts=constants.shifts[run])
-        fast = _saturating(part, low[run], high[run], folded[run])
-        if fast is not None:
-            scale_bits[run], words[run] = fast.scale_bits, fast.words
+
+    def improve(part: slice) -> None:
+        """Use the fast form in channels that have it, together or else one by one."""
+        some = replace(constants, multipliers=constants.multipliers[part], shifts=constants.shifts[part])
+        found = _saturating(some, low[part], high[part], folded[part])
+        if found is not None:
+            scale_bits[part], words[part] = found.scale_bits, found.words
+        elif part.stop - part.start > 1:
+            for channel in range(part.start, part.stop):
+                improve(slice(channel, channel + 1))
+
+    if plain.one_sided and plain.saturates:
+        for start in range(0, len(folded), _PLANES):
+            improve(slice(start, min(start + _PLANES, len(folded))))
     return _Factors(scale_bits, words)
 
 
-def _runs(shape: _Shape) -> Iterator[slice]:
-    """Yield the channels that one walk of the kernel computes, all with one way of rounding."""
-    size = shape.multiplier if shape.multiplier > 1 else _PLANES
-    for start in range(0, shape.in_c * shape.multiplier, size):
-        yield slice(start, start + size)
+def _with_runs(words: np.ndarray, group: int) -> np.ndarray:
+    """Return factors whose shifts tell above 8 bits how many channels of the group round alike from each one on."""
+    runs = np.ones(len(words), np.int32)
+    is_fast = words[:, 3] == 0
+    for channel in range(len(words) - 2, -1, -1):
+        if (channel + 1) % group and is_fast[channel] == is_fast[channel + 1]:
+            runs[channel] += runs[channel + 1]
+    return np.concatenate([words[:, :3], words[:, 3:] | runs[:, None] << 8], axis=1)
 
 
 def _saturating(constants: Requantization, low: np.ndarray, high: np.ndarray, folded: np.ndarray) -> _Factors | None:
@@ -210,6 +223,8 @@ def _calls(graph: Graph, op: Op, where: str) -> tuple[Call, ...]:
     assert factors is not None
     scaled = taps[0].transpose(2, 0, 1).astype(np.int32) << factors.scale_bits[:, None, None]
     words = _words(shape, scaled)
+    group = shape.multiplier if shape.multiplier > 1 else _PLANES
+    records = _with_runs(factors.words, group) if _function(shape) in _WALKS_RUNS else factors.words
     sizes = {
         "in_h": shape.in_h,
         "in_w": shape.in_w,
@@ -240,7 +255,7 @@ def _calls(graph: Graph, op: Op, where: str) -> tuple[Call, ...]:
             "tk_depthwise_t",
             fields,
             (Argument(op.inputs[0]), Argument(op.outputs[0]), SCRATCH),
-            {"stream": np.concatenate([factors.words, words], axis=1).astype(np.int32)},
+            {"stream": np.concatenate([records, words], axis=1).astype(np.int32)},
             scratch_bytes=shape.band_bytes(shape.strips),
         ),
     )

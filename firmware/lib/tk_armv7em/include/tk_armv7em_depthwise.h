@@ -7,7 +7,9 @@
  *
  * The stream holds a record for each output channel: bias, multiplier, addend, shift, then the weights, int16 pairs in the
  * order in which the function reads them. Where shift is 0 the sum becomes SSAT(8, SMMLA(sum, multiplier, addend) ASR #10), else
- * with t = SMMULR(sum, multiplier) SSAT(8, (t - (t < 0) + addend) ASR #shift); tinykd/kernels/requantize.py.
+ * with t = SMMULR(sum, multiplier) SSAT(8, (t - (t < 0) + addend) ASR #shift); tinykd/kernels/requantize.py. For kernels 3x3 the
+ * byte above the shift tells how many channels of one group round in the same way from here on; a group is four channels, or
+ * where there is a multiplier the channels of one input channel.
  */
 #ifndef TK_ARMV7EM_DEPTHWISE_H
 #define TK_ARMV7EM_DEPTHWISE_H

@@ -20,8 +20,8 @@ typedef struct {
     const int32_t *stream;              /* the channel's record */
     int32_t record;                     /* its bytes */
     int32_t more;                       /* strips of the band, less 1 */
-    int32_t row;                        /* bytes to a strip's second row of outputs */
-    int32_t last_row;                   /* the same for the last strip; 0: it has none, and the first row is stored last */
+    int32_t first_row;                  /* bytes to the second row of outputs of the band's first strip, */
+    int32_t row, last_row;              /* of the others, of the last one; 0: it has none, and the first row is stored last */
     int32_t skip;                       /* bytes from behind a strip's last column to the next strip's first one */
     int32_t stride_pitch;               /* bytes from strip to strip */
     int32_t span;                       /* bytes from a strip's first column to the one of its last output */
@@ -76,7 +76,7 @@ void tk_depthwise_clamp(const tk_depthwise_t *p, int8_t *y);
 
 /* The walk. r0, r1: sums of the first output column (first and second row), r2, r3: of the second one; r4, r5: inputs;
  * from r6: pointers into as many row pairs as a strip reads. Labels: 0 a channel, 1 a block of 2 x 2 outputs, 2 the end of a
- * strip, 3 the end of a channel, 4 the end. `setup` loads weights from r4 and sets the pointers, `each` repeats an instruction
+ * strip, 3 the end of a channel. `setup` loads weights from r4 and sets the pointers, `each` repeats an instruction
  * for all pointers, `one_left` computes a strip's last column of outputs: r4 the output, r0 the step. */
 #define TK_WALK(setup, macs, outputs, each, one_left)                                                                  \
     "0:\n"                                                                                                             \
@@ -87,10 +87,7 @@ void tk_depthwise_clamp(const tk_depthwise_t *p, int8_t *y);
     "str r3, %[shift]\n" setup "ldrd r4, r5, %[more]\n"                                                                \
     "str r4, %[at_more]\n"                                                                                             \
     "ldr r3, %[y]\n"                                                                                                   \
-    "cmp r4, #0\n"                                                                                                     \
-    "it eq\n"                                                                                                          \
-    "ldreq r5, %[last_row]\n"                                                                                          \
-    "strd r3, r5, %[at_y]\n"                                                                                           \
+    "strd r3, r5, %[at_y]\n"\
     "ldr r4, %[span]\n"                                                                                                \
     "add r4, r6, r4\n"                                                                                                 \
     "str r4, %[end]\n"                                                                                                 \
@@ -120,20 +117,18 @@ void tk_depthwise_clamp(const tk_depthwise_t *p, int8_t *y);
     "b.w 1b\n"                                                                                                         \
     "3:\n"                                                                                                             \
     "ldrd r4, r5, %[channels]\n"                                                                                       \
+    "ldr r3, %[x]\n"                                                                                                   \
+    "add r3, r3, r5\n"                                                                                                 \
+    "str r3, %[x]\n"                                                                                                   \
+    "ldrd r2, r3, %[stream]\n"                                                                                         \
+    "add r2, r2, r3\n"                                                                                                 \
+    "str r2, %[stream]\n"                                                                                              \
+    "ldr r3, %[y]\n"                                                                                                   \
+    "adds r3, r3, #1\n"                                                                                                \
+    "str r3, %[y]\n"                                                                                                   \
     "subs r4, r4, #1\n"                                                                                                \
-    "beq 4f\n"                                                                                                         \
     "str r4, %[channels]\n"                                                                                            \
-    "ldr r4, %[x]\n"                                                                                                   \
-    "add r4, r4, r5\n"                                                                                                 \
-    "str r4, %[x]\n"                                                                                                   \
-    "ldrd r4, r5, %[stream]\n"                                                                                         \
-    "add r4, r4, r5\n"                                                                                                 \
-    "str r4, %[stream]\n"                                                                                              \
-    "ldr r4, %[y]\n"                                                                                                   \
-    "adds r4, r4, #1\n"                                                                                                \
-    "str r4, %[y]\n"                                                                                                   \
-    "b.w 0b\n"                                                                                                         \
-    "4:\n"
+    "bgt.w 0b\n"
 
 #define TK_EACH_1(op, by) op " r6, r6, " by "\n"
 #define TK_EACH_2(op, by) TK_EACH_1(op, by) op " r7, r7, " by "\n"
@@ -213,16 +208,18 @@ void tk_depthwise_clamp(const tk_depthwise_t *p, int8_t *y);
       [shift] "m"((c)->at.shift), [pairs] "m"((c)->at.pairs)                                                           \
     : "r0", "r1", "r2", "r3", "r4", "r5", "r6", "r7", "r8", "r9", "r10", "r11", "r12", "lr", "cc", "memory"
 
-/* The channels of one call, all of which round in the same way: the body of a function `channels` of tk_depthwise_run. Both
- * ways in a walk of their own, or with a branch in each block. `last` takes what makes outputs of one column's sums. */
+/* The channels of one call: the body of a function `channels` of tk_depthwise_run. Either one walk for each run of channels that
+ * round in the same way, or one for all with a branch in each block. `last` takes what makes outputs of one column's sums. */
 #define TK_CHANNELS_TWICE(c, setup, macs, each, last)                                                                  \
-    do {                                                                                                               \
-        if ((c)->stream[3] == 0) {                                                                                     \
+    for (int32_t left = (c)->channels; left > 0;) {                                                                    \
+        (c)->channels = (c)->stream[3] >> 8;                                                                           \
+        left -= (c)->channels;                                                                                         \
+        if (((c)->stream[3] & 0xFF) == 0) {                                                                            \
             __asm__ volatile(TK_WALK(setup, macs, TK_SATURATING, each, last(TK_SATURATING_ONE)) TK_WALK_OPERANDS(c));  \
         } else {                                                                                                       \
             __asm__ volatile(TK_WALK(setup, macs, TK_ROUNDING, each, last(TK_ROUNDING_ONE)) TK_WALK_OPERANDS(c));      \
         }                                                                                                              \
-    } while (0)
+    }
 #define TK_CHANNELS_ONCE(c, setup, macs, each, last)                                                                   \
     __asm__ volatile(TK_WALK(setup, macs, TK_EITHER(TK_SATURATING, TK_ROUNDING), each,                                 \
                              last(TK_EITHER(TK_SATURATING_ONE, TK_ROUNDING_ONE))) TK_WALK_OPERANDS(c))
@@ -289,6 +286,7 @@ static inline __attribute__((always_inline)) void tk_depthwise_run(const tk_dept
                                (count - 1) * p->stride_h + p->kernel_pairs - present, planes + present * words);
             c.more = count - 1;
             c.last_row = 2 * (strip + count) > p->out_h ? 0 : c.row;
+            c.first_row = count == 1 ? c.last_row : c.row;
             int32_t plane = first - begin;
             int32_t out = first * p->multiplier;
             while (plane < num_planes) {

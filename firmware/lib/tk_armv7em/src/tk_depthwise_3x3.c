@@ -58,7 +58,7 @@
 
 static inline __attribute__((always_inline)) void channels(tk_depthwise_channels_t *c)
 {
-    TK_CHANNELS_TWICE(c, SETUP, MACS, TK_EACH_2, LAST);
+    TK_CHANNELS_TWICE(c, SETUP, MACS, TK_EACH_2, LAST)
 }
 
 #else

@@ -236,11 +236,12 @@ void tk_depthwise_clamp(const tk_depthwise_t *p, int8_t *y)
 
 static int8_t output(const int32_t *record, int32_t sum)
 {
-    if (record[3] == 0) {
+    const int32_t shift = record[3] & 0xFF;
+    if (shift == 0) {
         return (int8_t)tk_ssat8(tk_smmla(sum, record[1], record[2]) >> 10);
     }
     const int32_t scaled = tk_smmlar(sum, record[1], 0);
-    return (int8_t)tk_ssat8((scaled + (scaled >> 31) + record[2]) >> record[3]);
+    return (int8_t)tk_ssat8((scaled + (scaled >> 31) + record[2]) >> shift);
 }
 
 static void one_channel(const tk_depthwise_channels_t *c, const int32_t *x, const int32_t *record, int8_t *y,
