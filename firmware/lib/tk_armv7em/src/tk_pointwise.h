@@ -43,17 +43,17 @@ static inline __attribute__((always_inline)) void tk_pointwise(const tk_pointwis
         }
         pairs = pairs < left / 2 ? pairs : left / 2;
         int32_t *to = columns;
-        if (pixel.left > 2 * pairs) {
-            for (int32_t i = pairs; i > 0; i--, pixel.x += 2 * step) {
-                to = tk_widen_2(to, pixel.x, pixel.x + step, p->in_c);
+        for (int32_t i = pairs; i > 0; i--) {
+            const int8_t *first = pixel.x;
+            const int8_t *second = first + step;
+            if (pixel.left > 2) {
+                pixel.x = second + step;
+                pixel.left -= 2;
+            } else {
+                first = tk_next_pixel(p, &pixel, step, line_step);
+                second = tk_next_pixel(p, &pixel, step, line_step);
             }
-            pixel.left -= 2 * pairs;
-        } else {
-            for (int32_t i = pairs; i > 0; i--) {
-                const int8_t *const first = tk_next_pixel(p, &pixel, step, line_step);
-                const int8_t *const second = tk_next_pixel(p, &pixel, step, line_step);
-                to = tk_widen_2(to, first, second, p->in_c);
-            }
+            to = tk_widen_2(to, first, second, p->in_c);
         }
         rows_pairs(&p->rows, columns, y, pairs);
     }
