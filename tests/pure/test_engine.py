@@ -140,6 +140,10 @@ def test_signatures_tell_apart_what_costs_differ_by():
 
     assert of(0) == of(1)
     assert len({of(0), of(0, stride=2), of(0, same=False), of(0, channels=5)}) == 4
+    graph = _three_ops()
+    op = graph.ops[0]
+    others = ({"stride": (2, 1)}, {"stride": (1, 2)}, {"padding": (0, 2, 1, 1)}, {"padding": (1, 1, 2, 0)}, {})
+    assert len({signature(graph, replace(op, attrs={**op.attrs, **change})) for change in others}) == len(others)
 
 
 @pytest.mark.parametrize("kind", sorted(ARMV7EM))
@@ -187,7 +191,7 @@ PLANTED = {
     "beyond the arena": lambda plan: _scratch(plan, 0, offset=plan.arena_bytes - 48),
     "before the arena": lambda plan: _scratch(plan, 0, offset=-4),
     "of no size": lambda plan: _scratch(plan, 0, num_bytes=0),
-    "not aligned": lambda plan: _scratch(plan, 0, offset=plan.scratch[0].offset - 2, num_bytes=4),
+    "not aligned": lambda plan: replace(_scratch(plan, 0, offset=plan.arena_bytes + 2), arena_bytes=1 << 10),
     "of no op": lambda plan: _scratch(plan, 0, op=3),
     "of an op before the first": lambda plan: _scratch(plan, 0, op=-1),
     "twice for an op": lambda plan: _scratch(plan, 0, op=1),
