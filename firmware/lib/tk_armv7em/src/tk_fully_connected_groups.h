@@ -1,4 +1,5 @@
-/* What both forms of a fully connected layer share: the frame around the loop over inputs, and the way from sums to outputs.
+/* What both forms of a fully connected layer share: what is around the loop over inputs, and the way from sums to
+ * outputs.
  *
  * Registers of the loop: r0 column, r1 stream, r2-r5 sums, r6-r9 column words, r10-r12 and lr weight words. What else
  * is needed lies in the stack frame, which the assembly reaches through sp.
@@ -68,7 +69,7 @@ typedef struct {
 
 #define TK_STEPS 8
 
-/* Two outputs from doubled sums a, b: in r0 and r12, which lose n and are shifted. */
+/* Two outputs from doubled sums a, b, whose products with their multipliers are in r0 and r12. */
 #define TK_ROUNDED(a, b, shift_a, shift_b)                                                                             \
     "add r0, r0, " a ", asr #31\n"                                                                                     \
     "add r12, r12, " b ", asr #31\n"                                                                                   \
@@ -86,9 +87,9 @@ typedef struct {
     "smmlar r0, " a ", r6, r7\n"                                                                                       \
     "smmlar r12, " b ", r9, r10\n" TK_ROUNDED(a, b, "r8", "r11")
 
-/* The body of a function of the type above: `half` takes one quad, `step` takes two (`step_bytes` of code), `sums` turns
- * r2 - r5 into the doubled sums of channels whose registers are a, b, c, d. A turn of the loop over the column has TK_STEPS
- * steps; the first one is entered in the middle, so that what is left after whole turns comes first. */
+/* The body of a function of the type above: `half` takes one quad, `step` takes two (`step_bytes` of code), `sums`
+ * turns r2 - r5 into the doubled sums of channels whose registers are a, b, c, d. A turn of the loop over the column
+ * has TK_STEPS steps; the first one is entered in the middle, so that what is left after whole turns comes first. */
 #define TK_GROUPS_BODY(half, step, step_bytes, sums, a, b, c, d)                                                       \
     const int32_t first_steps = depth < 8 ? 0 : (depth / 8 - 1) % TK_STEPS + 1;                                        \
     tk_groups_frame_t frame = {column, depth & 4, first_steps * step_bytes, column + depth / 2, y, end, factors, 0};   \

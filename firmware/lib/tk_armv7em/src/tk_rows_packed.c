@@ -41,14 +41,15 @@ typedef struct {
     "ssat " a ", #8, " a "\n"                                                                                          \
     "ssat " b ", #8, " b "\n"
 /* From scaled sums. */
+_Static_assert(TK_ROWS_SHIFT == 10, "the shift of SSAT");
 #define SATURATING(a, b)                                                                                               \
     "smmla " a ", " a ", r6, r7\n"                                                                                     \
     "smmla " b ", " b ", r9, r10\n"                                                                                    \
     "ssat " a ", #8, " a ", asr #10\n"                                                                                 \
     "ssat " b ", #8, " b ", asr #10\n"
 
-/* The way through the stream: r0 column, r1 stream, sums from r2, r6 - r9 column words, r10 - r12 and lr weight words; at the
- * end of a block r6 - r11 are its factors.
+/* The way through the stream: r0 column, r1 stream, sums from r2, r6 - r9 column words, r10 - r12 and lr weight words;
+ * at the end of a block r6 - r11 are its factors.
  *
  * `half` takes one quad, a step takes two. A turn has `steps` of them; the first one is entered in the middle, so that
  * the steps that are left after whole turns come first. Where one turn is all, it goes straight on to the outputs.
@@ -218,8 +219,10 @@ static __attribute__((noinline)) const int32_t *blocks_1(const tk_rows_t *rows, 
 
 #else
 
-/* Blocks of channels of one column, whose words stand `step` apart, until the stream says stop; returns what follows. */
-static const int32_t *blocks(const tk_rows_t *rows, const int32_t *stream, const int32_t *column, int32_t step, int8_t *y)
+/* Blocks of channels of one column, whose words stand `step` apart, until the stream says stop; returns what follows.
+ */
+static const int32_t *blocks(const tk_rows_t *rows, const int32_t *stream, const int32_t *column, int32_t step,
+                             int8_t *y)
 {
     for (;;) {
         uint32_t both = (uint32_t)*stream++;
@@ -247,8 +250,8 @@ static const int32_t *blocks_1(const tk_rows_t *rows, const int32_t *stream, con
     return blocks(rows, stream, column, 1, y);
 }
 
-static const int32_t *blocks_2(const tk_rows_t *rows, const int32_t *stream, const int32_t *columns, int8_t *y0, int8_t *y1,
-                               int32_t pairs)
+static const int32_t *blocks_2(const tk_rows_t *rows, const int32_t *stream, const int32_t *columns, int8_t *y0,
+                               int8_t *y1, int32_t pairs)
 {
     const int32_t *next = stream;
     for (int32_t pair = 0; pair < pairs; pair++, columns += rows->depth) {
