@@ -11,10 +11,13 @@ from graphs import Builder
 from hostmodel import run_sanitized
 from sim.fakeboard import needs_unicorn
 
+from tinykd.build.bare import build_bare, build_kernels
 from tinykd.export import reference
 from tinykd.ir import Graph, Quant
 from tinykd.kernels import Call, engine_for, select
 from tinykd.kernels.armv7em.depthwise import FUNCTIONS, MAX_SCRATCH_BYTES, SCRATCH_BYTES
+from tinykd.plan import plan_graph
+from tinykd.run.bare import BareModel
 
 ENGINE = engine_for("cortex-m7")
 
@@ -116,6 +119,26 @@ def test_cores_equal_the_reference(index, tmp_path_factory):
     inputs = {graph.inputs[0]: x}
     device = Device(graph, core, engine_for(core), folder)
     assert device.first_fault(inputs, expected_of(graph, inputs)) is None
+
+
+@pytest.mark.arm_compiler
+@needs_unicorn
+@pytest.mark.parametrize(("shape", "kernel"), [((26, 41, 6), (3, 3)), ((21, 40, 5), (7, 7)), ((30, 50, 4), (4, 2))])
+def test_a_map_may_become_its_output_in_place(shape, kernel, tmp_path_factory):
+    """With stride 1 and equal sizes the output may lie on the input, in several bands as well."""
+    builder = Builder(np.random.default_rng(6), (1, *shape))
+    builder.depthwise(1, kernel)
+    graph, x = builder.graph(), builder.inputs(2)
+    assert -(-shape[0] // 2) > calls_of(graph)[0].fields["strips"]
+    folder = tmp_path_factory.getbasetemp() / "depthwise"
+    plan = plan_graph(graph, engine=ENGINE)
+    there = plan.offset(graph.inputs[0])
+    plan = replace(plan, placements=tuple(replace(item, offset=there) for item in plan.placements))
+    kernels = build_kernels("cortex-m7", folder / "kernels-cortex-m7")
+    elf = build_bare(graph, plan, "cortex-m7", folder / "in-place", ENGINE, kernels=kernels)
+    model = BareModel(elf, "cortex-m7", 1)
+    for sample, wanted in zip(x, reference.run_output(graph, x), strict=True):
+        assert model.run(sample, wanted.size) == wanted.tobytes()
 
 
 def test_chains_contain_every_case():

@@ -32,7 +32,8 @@ typedef struct {
     const int32_t *stream;              /* (in_c * multiplier, 4 + weight_words) */
 } tk_depthwise_t;
 
-/* Kernels 3x3, 5x5 and 7x7 with stride 1. y must not overlap x.
+/* Kernels 3x3, 5x5 and 7x7 with stride 1. y must not overlap x; it may be x where the multiplier is 1 and the output has the
+ * input's size: no channel is read again once its outputs are written, band by band.
  * scratch: ((strips - 1) * stride_h + kernel_pairs) * min(in_c, 4) * columns words, aligned to 4 bytes.
  *
  * The weights of a kernel column, the last column first: (w0, w1); for i from 1 while 2i + 1 < height (w2i, w2i+1) and
@@ -48,7 +49,7 @@ void tk_depthwise_3x3_s2(const tk_depthwise_t *params, const int8_t *x, int8_t *
 void tk_depthwise_5x5_s2(const tk_depthwise_t *params, const int8_t *x, int8_t *y, int8_t *scratch);
 void tk_depthwise_7x7_s2(const tk_depthwise_t *params, const int8_t *x, int8_t *y, int8_t *scratch);
 
-/* Any kernel and stride. Weights: for each of the kernel_pairs row pairs, for each kernel column, the weights that the first
+/* Any kernel and stride; with stride 1 y may be x as above. Weights: for each of the kernel_pairs row pairs, for each kernel column, the weights that the first
  * output row has for the pair, then those of the second one. */
 void tk_depthwise_any(const tk_depthwise_t *params, const int8_t *x, int8_t *y, int8_t *scratch);
 
