@@ -172,7 +172,9 @@ def _cost(graph: Graph, op: Op, *, widened: bool) -> Cost:
     per_line = 35 + 0.9 * (band["band_left"] + band["band_inner"] + band["band_right"]) * taps.shape[3]
     copied = lines * per_line if any(op.attrs["padding"]) else 0.0
     rows = rows_cost(out_c, order.depth, 2 * pairs, factors, widened=widened, group=_batch(order))
-    return Cost(rows.instructions + pairs * (per_pair + 45) + copied, rows.constant_bytes)
+    constants = requantization(graph, op)
+    clamp = 0 if (constants.out_min, constants.out_max) == (-128, 127) else 12 * out_h * out_w * out_c
+    return Cost(rows.instructions + pairs * (per_pair + 45) + copied + clamp, rows.constant_bytes)
 
 
 def _kernel(variant: str, *, widened: bool) -> Kernel:

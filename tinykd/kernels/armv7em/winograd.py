@@ -27,8 +27,8 @@ _QUAD = (0, 2, 1, 3)
 
 
 def _transformed(taps: np.ndarray) -> np.ndarray:
-    """Return weights (out_c, 3, 3, in_c) as int64 (out_c, 16, in_c): columns 1, 2, 0, 3, of each rows 1, 2, 0, 3."""
-    products = np.einsum("ih,jw,ohwc->ojic", _G, _G, taps.astype(np.int64))
+    """Return weights (out_c, 3, 3, in_c) as int64 (out_c, 16, in_c): rows 1, 2, 0, 3, of each columns 1, 2, 0, 3."""
+    products = np.einsum("ih,jw,ohwc->oijc", _G, _G, taps.astype(np.int64))
     return products[:, _ORDER][:, :, _ORDER].reshape(len(taps), 16, -1)
 
 
@@ -52,8 +52,8 @@ def _fits(taps: np.ndarray, factors: Factors, folded: np.ndarray) -> bool:
     """Return whether weights are int16, and sums that are halved int32, whatever the inputs."""
     bits = _scale_bits(factors, len(taps)).astype(np.int64)
     largest = np.abs(_transformed(taps)).max(axis=(1, 2)) << bits
-    # Halved are 2 (d1 g1 + d2 (g0 + g2)) and 2 (d1 (g0 + g2) + d2 g1), first of rows, where inputs d are sums of two.
-    columns = np.abs(np.einsum("jw,ohwc->ojhc", _G, taps.astype(np.int64))).sum(axis=(2, 3)).max(axis=1) << bits
+    # Halved are 2 (d1 g1 + d2 (g0 + g2)) and 2 (d1 (g0 + g2) + d2 g1); first along rows, of inputs d that are two's sums.
+    columns = np.abs(np.einsum("ih,ohwc->oiwc", _G, taps.astype(np.int64))).sum(axis=(2, 3)).max(axis=1) << bits
     rows = np.abs(taps.astype(np.int64)).sum(axis=(1, 2, 3)) << bits
     halved = np.maximum(2 * 256 * columns, 2 * 128 * rows + 2 * np.abs(_biases(factors, folded)))
     return bool(largest.max() < 1 << 15 and halved.max() < 1 << 31)
@@ -137,7 +137,7 @@ def _cost(graph: Graph, op: Op) -> Cost:
     bands = -(-out_h // 2)
     band = 60 + 4 * (35 + 0.9 * _width(graph, op) * in_c)
     channels = 16 * (7 + 10 * in_c // 4) + 290
-    tiles = 100 + 2 * (25 + 183 * in_c // 4) + out_c // 2 * channels
+    tiles = 110 + 310 * in_c // 4 + out_c // 2 * channels
     constant_bytes = out_c // 2 * (4 * 16 * in_c + 32)
     return Cost(bands * (band + -(-out_w // 4) * tiles), constant_bytes)
 

@@ -18,6 +18,9 @@ tk_band_t tk_convolution_band(const tk_convolution_t *p, const int8_t *x, int32_
 void tk_convolution_columns(const tk_convolution_t *p, const tk_band_t *band, const int8_t *first, const int8_t *second,
                             int32_t *columns);
 
+/* The same for windows of three kernel rows of nine bytes, `step` bytes apart: first layers of three channels. */
+void tk_convolution_columns_3x9(int32_t *columns, const int8_t *first, const int8_t *second, int32_t step);
+
 /* The next window of a band. */
 typedef struct {
     const int8_t *window, *row;
@@ -47,6 +50,7 @@ static inline __attribute__((always_inline)) void tk_convolve(const tk_convoluti
 {
     int32_t *const columns = (int32_t *)(void *)scratch;
     const int32_t out_c = p->rows.out_c;
+    const int32_t is_3x9 = p->kernel_h == 3 && p->row_quads == 2 && p->rest == 1 && p->dilation_w == 1;
     for (int32_t row = 0; row < p->out_h; row += p->band_rows) {
         const int32_t rows = p->out_h - row < p->band_rows ? p->out_h - row : p->band_rows;
         const tk_band_t band = tk_convolution_band(p, x, row, rows, scratch + p->batch * 4 * p->rows.depth);
@@ -58,7 +62,11 @@ static inline __attribute__((always_inline)) void tk_convolve(const tk_convoluti
             for (; pairs < p->batch && left > 1; pairs++, left -= 2) {
                 const int8_t *const first = tk_next_window(p, &walk, band.row_bytes);
                 second = tk_next_window(p, &walk, band.row_bytes);
-                tk_convolution_columns(p, &band, first, second, columns + pairs * p->rows.depth);
+                if (is_3x9) {
+                    tk_convolution_columns_3x9(columns + pairs * p->rows.depth, first, second, p->dilation_h * band.row_bytes);
+                } else {
+                    tk_convolution_columns(p, &band, first, second, columns + pairs * p->rows.depth);
+                }
             }
             rows_pairs(&p->rows, columns, y, pairs);
             y += 2 * pairs * out_c;

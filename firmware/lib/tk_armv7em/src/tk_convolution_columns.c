@@ -75,11 +75,9 @@ static __attribute__((noinline)) int32_t *widen(int32_t *to, const int8_t *first
 #endif
 }
 
-#if TK_HAS_DSP
-/* The same for three kernel rows of nine bytes, first layers of three channels, with their rests: in the end r12 and lr hold
- * those of rows 1 and 0, the two of row 2 go in front of them. */
-static __attribute__((noinline)) void widen_3x9(int32_t *to, const int8_t *first, const int8_t *second, int32_t step)
+void tk_convolution_columns_3x9(int32_t *to, const int8_t *first, const int8_t *second, int32_t step)
 {
+#if TK_HAS_DSP
     register int32_t *out __asm__("r0") = to;
     register const int8_t *p __asm__("r1") = first;
     register const int8_t *q __asm__("r2") = second;
@@ -117,12 +115,19 @@ static __attribute__((noinline)) void widen_3x9(int32_t *to, const int8_t *first
         "ldrsb r5, [r2, #8]\n"
         "pkhbt r4, r4, r12\n"
         "pkhbt r5, r5, lr\n"
+        /* r12 and lr: the last bytes of rows 1 and 0. */
         "stmia r0, {r4, r5, r12, lr}\n"
         : "+r"(out), "+r"(p), "+r"(q), "+r"(line)
         :
         : "r4", "r5", "r6", "r7", "r8", "r9", "r10", "r11", "r12", "lr", "memory");
-}
+#else
+    to = widen(to, first, second, step, 2, 3);
+    to[0] = tk_pair(first[2 * step + 8], first[8]);
+    to[1] = tk_pair(second[2 * step + 8], second[8]);
+    to[2] = tk_pair(first[step + 8], first[8]);
+    to[3] = tk_pair(second[step + 8], second[8]);
 #endif
+}
 
 static int8_t *fill(int8_t *to, int32_t value, int32_t count)
 {
@@ -215,12 +220,6 @@ void tk_convolution_columns(const tk_convolution_t *p, const tk_band_t *band, co
         first = taps0;
         second = taps1;
     }
-#if TK_HAS_DSP
-    if (p->kernel_h == 3 && p->row_quads == 2 && p->rest == 1) {
-        widen_3x9(columns, first, second, step);
-        return;
-    }
-#endif
     if (p->row_quads > 0) {
         columns = widen(columns, first, second, step, p->row_quads, p->kernel_h);
     }

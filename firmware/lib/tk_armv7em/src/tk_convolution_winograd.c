@@ -11,15 +11,15 @@
  * Here rows 1 and 2 of G are twice the usual ones, so that A's sum and difference of products 1 and 2 must be halved: they are
  * always even, and shifts are exact. tinykd/kernels/armv7em/winograd.py proves that nothing leaves its type.
  *
- * Products come column by column, and of a column and of the columns 1, 2, 0, 3: the order in which A takes them. */
+ * Products come row by row, and of a row and of the rows 1, 2, 0, 3: the order in which A takes them. */
 #define COMPONENTS 16
-#define COLUMN 4
+#define SIDE 4
 
 /* Words of scratch memory before the band: doubled biases of two channels, sums on their way, products. */
-enum { BIAS_WORDS = 2, SUM_WORDS = 8 * COLUMN, PRODUCT_WORDS = COMPONENTS * COLUMN };
+enum { BIAS_WORDS = 2, SUM_WORDS = 8 * SIDE, PRODUCT_WORDS = COMPONENTS * SIDE };
 
-/* Transforms a tile of 4x4 pixels of in_c channels at `pixels`: for each component, and each quad of channels, the words
- * (0, 2) and (1, 3) go to x[component * in_c + 4 * quad]; the two words behind them are the other tile's. `work` has 32. */
+/* Transforms two tiles p, q of 4x4 pixels of in_c channels, side by side in rows of 6 pixels: for each component, and each quad
+ * of channels, the words p(0, 2), p(1, 3), q(0, 2), q(1, 3) go to x[component * in_c + 4 * quad]. `work` has 48 words. */
 static __attribute__((noinline)) void transform(const int8_t *pixels, int32_t row_bytes, int32_t in_c, int32_t *x,
                                                 int32_t *work)
 {
@@ -31,8 +31,8 @@ static __attribute__((noinline)) void transform(const int8_t *pixels, int32_t ro
         int32_t in_c, row_bytes;
         int32_t *work;
     } f = {pixels, x, pixels + in_c, in_c, row_bytes, work};
-/* One row, bytes 0, 2 and 1, 3 of the four pixels, to words 0e 0o 1o 2e 2o 3e 3o 1e. */
-#define TK_ROW                          \
+/* A column of four pixels, times B': bytes 0, 2 (e) and 1, 3 (o) to words 0e 0o 1o 2e 2o 3e 3o 1e. */
+#define TK_COLUMN                       \
     "ldr r4, [r0]\n"                    \
     "ldr r6, [r0, r2]\n"                \
     "ldr r8, [r0, r2, lsl #1]\n"        \
@@ -54,62 +54,59 @@ static __attribute__((noinline)) void transform(const int8_t *pixels, int32_t ro
     "sadd16 r6, r7, r9\n"               \
     "ssub16 r9, r9, r7\n"               \
     "stmia r1!, {r4, r5, r6, r8, r9, r10, r11, lr}\n"
-/* One column, from registers to its four components. */
-#define TK_COLUMN                       \
-    "sadd16 r2, r6, r8\n"               \
-    "sadd16 r12, r7, r9\n"              \
-    "strd r2, r12, [r0]\n"              \
-    "add r0, r0, r3\n"                  \
-    "ssub16 r2, r8, r6\n"               \
-    "ssub16 r12, r9, r7\n"              \
-    "strd r2, r12, [r0]\n"              \
-    "add r0, r0, r3\n"                  \
-    "ssub16 r4, r4, r8\n"               \
-    "ssub16 r5, r5, r9\n"               \
-    "strd r4, r5, [r0]\n"               \
-    "add r0, r0, r3\n"                  \
-    "ssub16 r6, r6, r10\n"              \
-    "ssub16 r7, r7, r11\n"              \
-    "strd r6, r7, [r0]\n"               \
+#define TK_NEXT_COLUMN "add r0, r0, r3\n" TK_COLUMN
+/* A row of four columns a, b, c, d, times B: components 1, 2, 0, 3 to r0 + at. */
+#define TK_ROW(a0, a1, b0, b1, c0, c1, d0, d1, at)          \
+    "sadd16 r2, " b0 ", " c0 "\n"                           \
+    "sadd16 r12, " b1 ", " c1 "\n"                          \
+    "strd r2, r12, [r0, #" at "]\n"                         \
+    "add r0, r0, r3\n"                                      \
+    "ssub16 r2, " c0 ", " b0 "\n"                           \
+    "ssub16 r12, " c1 ", " b1 "\n"                          \
+    "strd r2, r12, [r0, #" at "]\n"                         \
+    "add r0, r0, r3\n"                                      \
+    "ssub16 " a0 ", " a0 ", " c0 "\n"                       \
+    "ssub16 " a1 ", " a1 ", " c1 "\n"                       \
+    "strd " a0 ", " a1 ", [r0, #" at "]\n"                  \
+    "add r0, r0, r3\n"                                      \
+    "ssub16 " b0 ", " b0 ", " d0 "\n"                       \
+    "ssub16 " b1 ", " b1 ", " d1 "\n"                       \
+    "strd " b0 ", " b1 ", [r0, #" at "]\n"                  \
     "add r0, r0, r3\n"
-#define TK_LOAD_COLUMN(even, odd)                       \
-    "ldr r4, [r1, #(" even " - 128)]\n"                 \
-    "ldr r5, [r1, #(" odd " - 128)]\n"                  \
-    "ldr r6, [r1, #(" even " - 96)]\n"                  \
-    "ldr r7, [r1, #(" odd " - 96)]\n"                   \
-    "ldr r8, [r1, #(" even " - 64)]\n"                  \
-    "ldr r9, [r1, #(" odd " - 64)]\n"                   \
-    "ldr r10, [r1, #(" even " - 32)]\n"                 \
-    "ldr r11, [r1, #(" odd " - 32)]\n"
-#define TK_LOAD_PAIRS(even)                             \
-    "ldrd r4, r5, [r1, #(" even " - 128)]\n"            \
-    "ldrd r6, r7, [r1, #(" even " - 96)]\n"             \
-    "ldrd r8, r9, [r1, #(" even " - 64)]\n"             \
-    "ldrd r10, r11, [r1, #(" even " - 32)]\n"
+/* Both tiles' rows; load(column, e, o) gets two words of a column. */
+#define TK_ROWS(load)                                                       \
+    load("0", "r4", "r5")                                                   \
+    load("1", "r6", "r7")                                                   \
+    load("2", "r8", "r9")                                                   \
+    load("3", "r10", "r11")                                                 \
+    TK_ROW("r4", "r5", "r6", "r7", "r8", "r9", "r10", "r11", "0")           \
+    load("4", "r4", "r5")                                                   \
+    load("5", "r6", "r7")                                                   \
+    "sub r0, r0, r3, lsl #2\n"                                              \
+    TK_ROW("r8", "r9", "r10", "r11", "r4", "r5", "r6", "r7", "8")
+#define TK_LOAD_0(column, e, o) "ldrd " e ", " o ", [r1, #(32 * " column " - 192)]\n"
+#define TK_LOAD_1(column, e, o) "ldr " e ", [r1, #(32 * " column " - 164)]\nldr " o ", [r1, #(32 * " column " - 184)]\n"
+#define TK_LOAD_2(column, e, o) "ldrd " e ", " o ", [r1, #(32 * " column " - 180)]\n"
+#define TK_LOAD_3(column, e, o) "ldrd " e ", " o ", [r1, #(32 * " column " - 172)]\n"
     __asm__ volatile(
         "1:\n"
         "ldr r0, %[pixels]\n"
         "ldr r1, %[work]\n"
-        "ldr r2, %[in_c]\n"
-        "ldr r3, %[row_bytes]\n"
+        "ldr r2, %[row_bytes]\n"
+        "ldr r3, %[in_c]\n"
         "add r12, r2, r2, lsl #1\n"
-        TK_ROW
-        "add r0, r0, r3\n"
-        TK_ROW
-        "add r0, r0, r3\n"
-        TK_ROW
-        "add r0, r0, r3\n"
-        TK_ROW
-        "lsl r3, r2, #2\n"
+        TK_COLUMN
+        TK_NEXT_COLUMN
+        TK_NEXT_COLUMN
+        TK_NEXT_COLUMN
+        TK_NEXT_COLUMN
+        TK_NEXT_COLUMN
+        "lsl r3, r3, #2\n"
         "ldr r0, %[x]\n"
-        TK_LOAD_COLUMN("28", "8")
-        TK_COLUMN
-        TK_LOAD_PAIRS("12")
-        TK_COLUMN
-        TK_LOAD_PAIRS("0")
-        TK_COLUMN
-        TK_LOAD_PAIRS("20")
-        TK_COLUMN
+        TK_ROWS(TK_LOAD_1)
+        TK_ROWS(TK_LOAD_2)
+        TK_ROWS(TK_LOAD_0)
+        TK_ROWS(TK_LOAD_3)
         "ldr r4, %[x]\n"
         "add r4, r4, #16\n"
         "str r4, %[x]\n"
@@ -123,24 +120,25 @@ static __attribute__((noinline)) void transform(const int8_t *pixels, int32_t ro
         : [end] "m"(f.end), [in_c] "m"(f.in_c), [row_bytes] "m"(f.row_bytes), [work] "m"(f.work)
         : "r0", "r1", "r2", "r3", "r4", "r5", "r6", "r7", "r8", "r9", "r10", "r11", "r12", "lr", "cc", "memory");
 #else
-    static const uint8_t order[COLUMN] = {1, 2, 0, 3};
+    static const uint8_t order[SIDE] = {1, 2, 0, 3};
     (void)work;
-    for (int32_t c = 0; c < in_c; c++) {
-        int32_t rows[COLUMN][COLUMN];
-        for (int32_t i = 0; i < COLUMN; i++) {
-            const int8_t *d = pixels + i * row_bytes + c;
-            rows[i][0] = d[0] - d[2 * in_c];
-            rows[i][1] = d[in_c] + d[2 * in_c];
-            rows[i][2] = d[2 * in_c] - d[in_c];
-            rows[i][3] = d[in_c] - d[3 * in_c];
+    for (int32_t i = 0; i < 2 * in_c; i++) {
+        const int32_t tile = i / in_c, c = i % in_c;
+        int32_t columns[SIDE][SIDE];
+        for (int32_t k = 0; k < SIDE; k++) {
+            const int8_t *d = pixels + (2 * tile + k) * in_c + c;
+            columns[k][0] = d[0] - d[2 * row_bytes];
+            columns[k][1] = d[row_bytes] + d[2 * row_bytes];
+            columns[k][2] = d[2 * row_bytes] - d[row_bytes];
+            columns[k][3] = d[row_bytes] - d[3 * row_bytes];
         }
-        for (int32_t j = 0; j < COLUMN; j++) {
+        for (int32_t j = 0; j < SIDE; j++) {
             const int32_t k = order[j];
-            const int32_t column[COLUMN] = {rows[1][k] + rows[2][k], rows[2][k] - rows[1][k], rows[0][k] - rows[2][k],
-                                            rows[1][k] - rows[3][k]};
-            for (int32_t i = 0; i < COLUMN; i++) {
-                int32_t *word = x + (COLUMN * j + i) * in_c + c / 4 * 4 + c % 2;
-                *word = c % 4 < 2 ? tk_pair(column[i], 0) : tk_pair(tk_low(*word), column[i]);
+            const int32_t row[SIDE] = {columns[1][k] + columns[2][k], columns[2][k] - columns[1][k],
+                                       columns[0][k] - columns[2][k], columns[1][k] - columns[3][k]};
+            for (int32_t component = 0; component < SIDE; component++) {
+                int32_t *word = x + (SIDE * j + component) * in_c + c / 4 * 4 + 2 * tile + c % 2;
+                *word = c % 4 < 2 ? tk_pair(row[component], 0) : tk_pair(tk_low(*word), row[component]);
             }
         }
     }
@@ -202,15 +200,15 @@ static __attribute__((noinline)) const int32_t *multiply(const int32_t *x, const
         : "r2", "r3", "r4", "r5", "r6", "r7", "r8", "r9", "r10", "r11", "r12", "lr", "cc", "memory");
     return weights;
 #else
-    for (int32_t i = 0; i < COMPONENTS; i++, products += COLUMN) {
-        int32_t sums[COLUMN] = {0};
+    for (int32_t i = 0; i < COMPONENTS; i++, products += SIDE) {
+        int32_t sums[SIDE] = {0};
         for (int32_t quad = 0; quad < quads; quad++, x += 4, w += 4) {
-            for (int32_t k = 0; k < COLUMN; k++) {
+            for (int32_t k = 0; k < SIDE; k++) {
                 const int32_t *tile = x + k / 2 * 2;
                 sums[k] = tk_smlad(tile[1], w[2 + k % 2], tk_smlad(tile[0], w[k % 2], sums[k]));
             }
         }
-        for (int32_t k = 0; k < COLUMN; k++) {
+        for (int32_t k = 0; k < SIDE; k++) {
             products[k] = sums[k];
         }
     }
@@ -218,8 +216,8 @@ static __attribute__((noinline)) const int32_t *multiply(const int32_t *x, const
 #endif
 }
 
-/* Sums of two tiles p, q and two channels a, b from their products: for each column of the 2x2 sums, then each row, pa, pb, qa,
- * qb, at `sums`. The doubled biases of a and b stand before it. */
+/* The 2x2 sums of two tiles p, q and two channels a, b from their products: row by row pa, pb, qa, qb, at `sums`. The doubled
+ * biases of a and b stand before it. */
 static __attribute__((noinline)) void add_up(const int32_t *products, int32_t *sums)
 {
 #if TK_HAS_DSP
@@ -255,27 +253,27 @@ static __attribute__((noinline)) void add_up(const int32_t *products, int32_t *s
     "ldmia r0!, {r10-r12, lr}\n"        \
     TK_SECOND                           \
     "stmia r1!, {r10-r12, lr}\n"
-#define TK_SUMS(row)                                    \
-    "ldrd r2, r3, [r1, #(" row ")]\n"                   \
-    "ldrd r4, r5, [r1, #(" row " + 8)]\n"               \
-    "ldrd r6, r7, [r1, #(" row " + 32)]\n"              \
-    "ldrd r8, r9, [r1, #(" row " + 40)]\n"              \
+#define TK_SUMS(column)                                    \
+    "ldrd r2, r3, [r1, #(" column ")]\n"                   \
+    "ldrd r4, r5, [r1, #(" column " + 8)]\n"               \
+    "ldrd r6, r7, [r1, #(" column " + 32)]\n"              \
+    "ldrd r8, r9, [r1, #(" column " + 40)]\n"              \
     "ldrd r10, r11, [r1, #-8]\n"                        \
     "add r2, r2, r10\n"                                 \
     "add r3, r3, r11\n"                                 \
     "add r4, r4, r10\n"                                 \
     "add r5, r5, r11\n"                                 \
     TK_DIFFERENCE_AND_SUM                               \
-    "ldrd r10, r11, [r1, #(" row " + 64)]\n"            \
-    "ldrd r12, lr, [r1, #(" row " + 72)]\n"             \
+    "ldrd r10, r11, [r1, #(" column " + 64)]\n"            \
+    "ldrd r12, lr, [r1, #(" column " + 72)]\n"             \
     TK_FIRST                                            \
-    "strd r10, r11, [r1, #(" row ")]\n"                 \
-    "strd r12, lr, [r1, #(" row " + 8)]\n"              \
-    "ldrd r10, r11, [r1, #(" row " + 96)]\n"            \
-    "ldrd r12, lr, [r1, #(" row " + 104)]\n"            \
+    "strd r10, r11, [r1, #(" column ")]\n"                 \
+    "strd r12, lr, [r1, #(" column " + 8)]\n"              \
+    "ldrd r10, r11, [r1, #(" column " + 96)]\n"            \
+    "ldrd r12, lr, [r1, #(" column " + 104)]\n"            \
     TK_SECOND                                           \
-    "strd r10, r11, [r1, #(" row " + 32)]\n"            \
-    "strd r12, lr, [r1, #(" row " + 40)]\n"
+    "strd r10, r11, [r1, #(" column " + 32)]\n"            \
+    "strd r12, lr, [r1, #(" column " + 40)]\n"
     __asm__ volatile(
         TK_PRODUCTS
         TK_PRODUCTS
@@ -289,17 +287,17 @@ static __attribute__((noinline)) void add_up(const int32_t *products, int32_t *s
         : "r2", "r3", "r4", "r5", "r6", "r7", "r8", "r9", "r10", "r11", "r12", "lr", "cc", "memory");
 #else
     const uint32_t *m = (const uint32_t *)products;
-    for (int32_t k = 0; k < COLUMN; k++) {
-        uint32_t halves[2][COLUMN];
-        for (int32_t j = 0; j < COLUMN; j++) {
-            const uint32_t *column = m + 4 * COLUMN * j + k;
-            halves[0][j] = column[8] + (uint32_t)((int32_t)(column[0] + column[4]) >> 1);
-            halves[1][j] = (uint32_t)((int32_t)(column[0] - column[4]) >> 1) - column[12];
+    for (int32_t k = 0; k < SIDE; k++) {
+        uint32_t halves[2][SIDE];
+        for (int32_t i = 0; i < SIDE; i++) {
+            const uint32_t *row = m + 4 * SIDE * i + k;
+            halves[0][i] = row[8] + (uint32_t)((int32_t)(row[0] + row[4]) >> 1);
+            halves[1][i] = (uint32_t)((int32_t)(row[0] - row[4]) >> 1) - row[12];
         }
-        for (int32_t row = 0; row < 2; row++) {
-            const uint32_t *u = halves[row], twice_bias = (uint32_t)sums[k % 2 - BIAS_WORDS];
-            sums[4 * row + k] = (int32_t)(u[2] + (uint32_t)((int32_t)(u[0] + u[1] + twice_bias) >> 1));
-            sums[8 + 4 * row + k] = (int32_t)((uint32_t)((int32_t)(u[0] - u[1] + twice_bias) >> 1) - u[3]);
+        for (int32_t column = 0; column < 2; column++) {
+            const uint32_t *u = halves[column], twice_bias = (uint32_t)sums[k % 2 - BIAS_WORDS];
+            sums[4 * column + k] = (int32_t)(u[2] + (uint32_t)((int32_t)(u[0] + u[1] + twice_bias) >> 1));
+            sums[8 + 4 * column + k] = (int32_t)((uint32_t)((int32_t)(u[0] - u[1] + twice_bias) >> 1) - u[3]);
         }
     }
 #endif
@@ -359,8 +357,8 @@ static __attribute__((noinline)) void put(const tk_rows_t *rows, const int32_t *
     "ldmia r2, {r3-r8}\n"                   \
     "ldr lr, %[row1]\n"                     \
     form TK_STORE_AND_MOVE_ON("r1")         \
-    form TK_STORE_AND_MOVE_ON("lr")         \
     form TK_STORE("r1")                     \
+    form TK_STORE_AND_MOVE_ON("lr")         \
     form TK_STORE("lr")
 #define TK_CLOBBERED "r3", "r4", "r5", "r6", "r7", "r8", "r9", "r10", "r11", "r12", "lr", "memory"
     if (rows->form == TK_ROWS_SATURATING) {
@@ -375,9 +373,9 @@ static __attribute__((noinline)) void put(const tk_rows_t *rows, const int32_t *
                          : TK_CLOBBERED);
     }
 #else
-    for (int32_t i = 0; i < 4 * COLUMN; i++) {
-        const int32_t row = i / COLUMN % 2, pixel = i % COLUMN / 2 * 2 + i / (2 * COLUMN), channel = i % 2;
-        int8_t *const y = (row == 0 ? row0 : row1) + pixel * out_c + channel;
+    for (int32_t i = 0; i < 16; i++) {
+        const int32_t pixel = i % 4 / 2 * 2 + i / 4 % 2, channel = i % 2;
+        int8_t *const y = (i < 8 ? row0 : row1) + pixel * out_c + channel;
         *y = tk_rows_output(rows, sums[i], factors + 3 * channel);
     }
 #endif
@@ -395,7 +393,6 @@ void tk_convolution_winograd(const tk_convolution_t *p, const int8_t *x, int8_t 
         for (int32_t column = 0; column < p->out_w; column += 4) {
             const int8_t *const window = band.windows + column * in_c;
             transform(window, band.row_bytes, in_c, tiles, products);
-            transform(window + 2 * in_c, band.row_bytes, in_c, tiles + 2, products);
             const int32_t width = p->out_w - column < 4 ? p->out_w - column : 4;
             const int32_t height = p->out_h - row < 2 ? 1 : 2;
             const int32_t is_cut = width < 4 || height < 2;
