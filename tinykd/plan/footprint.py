@@ -6,6 +6,7 @@ compiler that it names; a test holds the prediction within 2 % of what a build t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,18 +16,25 @@ import numpy as np
 from tinykd.board import Board
 from tinykd.errors import ConfigError, InternalError
 from tinykd.ir import Graph, MemoryPlan
-from tinykd.kernels import SCRATCH, OptimizeFor, engine_for, planned_calls, unique_arrays
+from tinykd.kernels import SCRATCH, Call, OptimizeFor, engine_for, planned_calls, unique_arrays
 from tinykd.toml import tomllib
 
 CYCLE_COUNTER_BYTES = 4
 _TABLE = Path(__file__).with_name("footprint.toml")
 
 
-def predict(graph: Graph, board: Board, plan: MemoryPlan, optimize_for: OptimizeFor = "balanced") -> dict[str, int]:
+def predict(
+    graph: Graph,
+    board: Board,
+    plan: MemoryPlan,
+    optimize_for: OptimizeFor = "balanced",
+    calls: Sequence[tuple[Call, ...]] | None = None,
+) -> dict[str, int]:
     """Return the bytes that the firmware with engine `tinykd` will take.
 
     Args:
         plan: made for the board's core and the same goal.
+        calls: the `planned_calls` of that plan, where they are known already.
 
     Returns:
         arena_bytes: as planned.
@@ -53,21 +61,23 @@ def predict(graph: Graph, board: Board, plan: MemoryPlan, optimize_for: Optimize
     shared: set[str] = set()
     num_ops = 0
     arrays: list[tuple[str, np.ndarray]] = []
-    for index, calls in enumerate(planned_calls(graph, plan, engine_for(board.core, optimize_for))):
-        if not calls:
+    if calls is None:
+        calls = planned_calls(graph, plan, engine_for(board.core, optimize_for))
+    for index, of_op in enumerate(calls):
+        if not of_op:
             continue
         num_ops += 1
-        facts = _facts(row, calls[0].function)
-        text += facts["text_per_op"] + row["text_per_call"] * (len(calls) - 1)
-        model += _aligned(facts["params"]) * len(calls)
+        facts = _facts(row, of_op[0].function)
+        text += facts["text_per_op"] + row["text_per_call"] * (len(of_op) - 1)
+        model += _aligned(facts["params"]) * len(of_op)
         stack = max(stack, facts["stack"])
-        for call in calls:
+        for call in of_op:
             arrays += [(f"{index} {key}", array) for key, array in call.arrays.items()]
             for tensor in (graph.tensor(item.tensor) for item in call.arguments if item.tensor != SCRATCH.tensor):
                 if tensor.data is not None:
                     arrays.append((tensor.name, tensor.data))
-        if calls[0].function not in used:
-            used.add(calls[0].function)
+        if of_op[0].function not in used:
+            used.add(of_op[0].function)
             text += facts["text"]
             rodata += facts["rodata"]
             shared.update(facts["shares"])

@@ -8,7 +8,6 @@ from tinykd.board import Board
 from tinykd.errors import DoesNotFitError
 from tinykd.ir import Graph, MemoryPlan, graph_macs
 from tinykd.kernels import OptimizeFor
-from tinykd.plan.footprint import predict
 from tinykd.plan.goals import compare_goals
 
 
@@ -21,7 +20,8 @@ def summarize(graph: Graph, plan: MemoryPlan, board: Board, optimize_for: Optimi
     Args:
         plan: made for the board's core and `optimize_for`.
     """
-    footprint = predict(graph, board, plan, optimize_for)
+    goals = compare_goals(graph, board, plan, optimize_for)
+    (chosen,) = (row for row in goals if row["chosen"])
     peak = graph.ops[plan.peak_op]
     return {
         "board": board.name,
@@ -31,16 +31,15 @@ def summarize(graph: Graph, plan: MemoryPlan, board: Board, optimize_for: Optimi
         "peak_op": plan.peak_op,
         "peak_source": peak.source,
         "peak_kind": peak.kind,
-        "sram_total_bytes": footprint["sram_bytes"],
+        "sram_total_bytes": chosen["sram_bytes"],
         "sram_budget_bytes": board.sram_budget_bytes,
-        "stack_bytes": footprint["stack_bytes"],
-        "flash_total_bytes": footprint["flash_bytes"],
+        "stack_bytes": chosen["stack_bytes"],
+        "flash_total_bytes": chosen["flash_bytes"],
         "flash_budget_bytes": board.flash_budget_bytes,
-        "model_bytes": footprint["model_bytes"],
-        "fits": footprint["sram_bytes"] <= board.sram_budget_bytes
-        and footprint["flash_bytes"] <= board.flash_budget_bytes,
+        "model_bytes": chosen["model_bytes"],
+        "fits": chosen["fits"],
         "optimize_for": optimize_for,
-        "goals": compare_goals(graph, board, plan, optimize_for),
+        "goals": goals,
         "macs": graph_macs(graph),
         "num_ops": len(graph.ops),
     }
