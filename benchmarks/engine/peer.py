@@ -112,7 +112,10 @@ def compare_peer(arguments: argparse.Namespace, console: Console) -> int:
             "compiler": compiler_version(),
             "python": platform.python_version(),
         }
-        RESULTS.write_text(json.dumps({"provenance": provenance, "rows": rows}, indent=1, sort_keys=True) + "\n")
+        saved = json.loads(RESULTS.read_text())["rows"] if RESULTS.is_file() else []
+        kept = {(row["model"], row["core"], row["kernels"]): row for row in (*saved, *rows)}
+        ordered = [kept[key] for key in sorted(kept)]
+        RESULTS.write_text(json.dumps({"provenance": provenance, "rows": ordered}, indent=1, sort_keys=True) + "\n")
     return 0
 
 
