@@ -52,7 +52,7 @@ def _fits(taps: np.ndarray, factors: Factors, folded: np.ndarray) -> bool:
     """Return whether weights are int16, and sums that are halved int32, whatever the inputs."""
     bits = _scale_bits(factors, len(taps)).astype(np.int64)
     largest = np.abs(_transformed(taps)).max(axis=(1, 2)) << bits
-    # Halved are 2 (d1 g1 + d2 (g0 + g2)) and 2 (d1 (g0 + g2) + d2 g1); first along rows, of inputs d that are two's sums.
+    # Halved are 2 (d1 g1 + d2 (g0 + g2)) and 2 (d1 (g0 + g2) + d2 g1): first along rows, of sums of two inputs.
     columns = np.abs(np.einsum("ih,ohwc->oiwc", _G, taps.astype(np.int64))).sum(axis=(2, 3)).max(axis=1) << bits
     rows = np.abs(taps.astype(np.int64)).sum(axis=(1, 2, 3)) << bits
     halved = np.maximum(2 * 256 * columns, 2 * 128 * rows + 2 * np.abs(_biases(factors, folded)))
