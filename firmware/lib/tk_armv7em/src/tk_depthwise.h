@@ -34,6 +34,7 @@ typedef struct {
         int8_t *y;
         int32_t row;
         int32_t more;
+        const int32_t *weights;
         int32_t bias;
         int32_t factor[2];              /* multiplier, addend */
         int32_t shift;
@@ -147,6 +148,9 @@ void tk_depthwise_clamp(const tk_depthwise_t *p, int8_t *y);
     "ldrd r0, r1, %[step]\n"                                                                                           \
     "add r4, r4, r0\n"
 
+/* Where the weights are, for those that read them in each block. */
+#define TK_KEEP_WEIGHTS "str r4, %[weights]\n"
+
 /* Pointers into the row pairs. */
 #define TK_PAIRS_2                                                                                                     \
     "ldrd r6, r7, %[x]\n"                                                                                              \
@@ -203,9 +207,9 @@ void tk_depthwise_clamp(const tk_depthwise_t *p, int8_t *y);
     : [x] "m"((c)->x), [pitch] "m"((c)->pitch), [channels] "m"((c)->channels), [stream] "m"((c)->stream),              \
       [more] "m"((c)->more), [row] "m"((c)->row), [last_row] "m"((c)->last_row), [skip] "m"((c)->skip),                \
       [span] "m"((c)->span), [column] "m"((c)->column), [step] "m"((c)->step), [y] "m"((c)->y),                        \
-      [kernel_w] "m"((c)->kernel_w), [kernel_pairs] "m"((c)->kernel_pairs), [end] "m"((c)->at.end),                    \
-      [at_y] "m"((c)->at.y), [at_more] "m"((c)->at.more), [bias] "m"((c)->at.bias), [factor] "m"((c)->at.factor),      \
-      [shift] "m"((c)->at.shift), [pairs] "m"((c)->at.pairs)                                                           \
+      [kernel_w] "m"((c)->kernel_w), [kernel_pairs] "m"((c)->kernel_pairs), [end] "m"((c)->at.end),                      \
+      [at_y] "m"((c)->at.y), [at_more] "m"((c)->at.more), [weights] "m"((c)->at.weights), [bias] "m"((c)->at.bias),    \
+      [factor] "m"((c)->at.factor), [shift] "m"((c)->at.shift), [pairs] "m"((c)->at.pairs)                             \
     : "r0", "r1", "r2", "r3", "r4", "r5", "r6", "r7", "r8", "r9", "r10", "r11", "r12", "lr", "cc", "memory"
 
 /* The channels of one call: the body of a function `channels` of tk_depthwise_run. Either one walk for each run of channels that

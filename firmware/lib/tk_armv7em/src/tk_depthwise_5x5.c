@@ -35,14 +35,12 @@
 #define NEXT(at) COLUMN(", #" at "]", "r0", "r1", "r2")
 #define NEXT_OF_ONE(at) COLUMN_OF_ONE(", #" at "]", "r0")
 #define MACS                                                                                                           \
-    "ldr lr, %[stream]\n"                                                                                              \
-    "add lr, lr, #16\n"                                                                                                \
+    "ldr lr, %[weights]\n"                                                                                             \
     "ldr r3, %[bias]\n" COLUMN(", #16]", "r3", "r3", "r3")                                                             \
     NEXT("12") NEXT("8") NEXT("4")                                                                                     \
     COLUMN("], #8", "r0", "r1", "r2")
 #define ONE                                                                                                            \
-    "ldr lr, %[stream]\n"                                                                                              \
-    "add lr, lr, #16\n"                                                                                                \
+    "ldr lr, %[weights]\n"                                                                                             \
     "ldr r1, %[bias]\n" COLUMN_OF_ONE(", #16]", "r1")                                                                  \
     NEXT_OF_ONE("12") NEXT_OF_ONE("8") NEXT_OF_ONE("4")                                                                \
     COLUMN_OF_ONE("], #4", "r0")
@@ -50,7 +48,7 @@
 
 static inline __attribute__((always_inline)) void channels(tk_depthwise_channels_t *c)
 {
-    TK_CHANNELS_ONCE(c, TK_PAIRS_3, MACS, TK_EACH_3, LAST);
+    TK_CHANNELS_ONCE(c, TK_KEEP_WEIGHTS TK_PAIRS_3, MACS, TK_EACH_3, LAST);
 }
 
 #else

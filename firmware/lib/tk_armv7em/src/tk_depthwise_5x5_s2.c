@@ -26,8 +26,7 @@
     "ldr r4, %[pitch]\n"                                                                                               \
     "add r7, r7, r4\n" ROW("r1", "r3", sum1, "r3")
 #define MACS                                                                                                           \
-    "ldr lr, %[stream]\n"                                                                                              \
-    "add lr, lr, #16\n"                                                                                                \
+    "ldr lr, %[weights]\n"                                                                                             \
     "ldr r3, %[bias]\n"                                                                                                \
     "mov r7, r6\n" ROWS("r3", "r3", "r3") ROWS("r0", "r1", "r2") ROWS("r0", "r1", "r2") "adds r6, r6, #16\n"
 #define SETUP "ldr r6, %[x]\n"
@@ -35,7 +34,7 @@
 
 static inline __attribute__((always_inline)) void channels(tk_depthwise_channels_t *c)
 {
-    TK_CHANNELS_ONCE(c, SETUP, MACS, TK_EACH_1, LAST);
+    TK_CHANNELS_ONCE(c, TK_KEEP_WEIGHTS SETUP, MACS, TK_EACH_1, LAST);
 }
 
 #else

@@ -35,8 +35,7 @@
     "ldm lr!, {r8, r9, r10}\n" RIGHT("r0", "r2") "add r7, r7, r12\n" RIGHT("r1", "r3")
 #define NEXT_LEFT LEFT_ROWS("r0", "r1", "r2")
 #define MACS                                                                                                           \
-    "ldr lr, %[stream]\n"                                                                                              \
-    "add lr, lr, #16\n"                                                                                                \
+    "ldr lr, %[weights]\n"                                                                                             \
     "ldr r3, %[bias]\n"                                                                                                \
     "mov r7, r6\n" LEFT_ROWS("r3", "r3", "r3") NEXT_LEFT NEXT_LEFT NEXT_LEFT                                           \
     "mov r7, r6\n" RIGHT_ROWS RIGHT_ROWS RIGHT_ROWS RIGHT_ROWS "adds r6, r6, #16\n"
@@ -45,7 +44,7 @@
 
 static inline __attribute__((always_inline)) void channels(tk_depthwise_channels_t *c)
 {
-    TK_CHANNELS_ONCE(c, SETUP, MACS, TK_EACH_1, LAST);
+    TK_CHANNELS_ONCE(c, TK_KEEP_WEIGHTS SETUP, MACS, TK_EACH_1, LAST);
 }
 
 #else

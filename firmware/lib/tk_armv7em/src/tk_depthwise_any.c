@@ -6,8 +6,7 @@
  * from one output's input to the next one's. */
 #define SETUP "ldr r6, %[x]\nldr r12, %[column]\n"
 #define MACS                                                                                                           \
-    "ldr lr, %[stream]\n"                                                                                              \
-    "add lr, lr, #16\n"                                                                                                \
+    "ldr lr, %[weights]\n"                                                                                             \
     "ldr r3, %[bias]\n"                                                                                                \
     "mov r0, r3\n"                                                                                                     \
     "mov r1, r3\n"                                                                                                     \
@@ -36,7 +35,7 @@
 
 static inline __attribute__((always_inline)) void channels(tk_depthwise_channels_t *c)
 {
-    TK_CHANNELS_ONCE(c, SETUP, MACS, TK_EACH_1, LAST);
+    TK_CHANNELS_ONCE(c, TK_KEEP_WEIGHTS SETUP, MACS, TK_EACH_1, LAST);
 }
 
 #else

@@ -1,6 +1,6 @@
 #include "tk_depthwise.h"
 
-/* Row pairs byte by byte. */
+/* `lines->pairs` row pairs, byte by byte; where one of the rows is 0 it lies in the padding, and there is one pair only. */
 static void widen_any(const tk_depthwise_lines_t *lines, const int8_t *upper, const int8_t *lower, int32_t *to)
 {
     const tk_depthwise_t *p = lines->p;
@@ -119,31 +119,30 @@ static void widen_any(const tk_depthwise_lines_t *lines, const int8_t *upper, co
     : [lines] "m"(lines)                                                                                               \
     : "r4", "r5", "r6", "r7", "r8", "r9", "r10", "r11", "r12", "lr", "cc", "memory"
 
-WIDEN(widen_lower, PADDING, HERE)
-WIDEN(widen_upper, HERE, PADDING)
-WIDEN(widen_both, HERE, BELOW)
-
-static void widen(tk_depthwise_lines_t *lines, const int8_t *upper, const int8_t *lower, int32_t *to)
-{
-    if (lines->is_any) {
-        widen_any(lines, upper, lower, to);
-    } else if (upper == 0) {
-        widen_lower(lower, lines->zeros, to, lines);
-    } else if (lower == 0) {
-        widen_upper(upper, lines->zeros, to, lines);
-    } else {
-        widen_both(upper, lines->row_bytes, to, lines);
-    }
-}
-
-#else
-
-static void widen(tk_depthwise_lines_t *lines, const int8_t *upper, const int8_t *lower, int32_t *to)
-{
-    widen_any(lines, upper, lower, to);
-}
+WIDEN(lower_words, PADDING, HERE)
+WIDEN(upper_words, HERE, PADDING)
+WIDEN(both_words, HERE, BELOW)
 
 #endif
+
+/* The same with words where they fit. */
+static inline __attribute__((always_inline)) void widen(tk_depthwise_lines_t *lines, const int8_t *upper, const int8_t *lower,
+                                                        int32_t *to)
+{
+#if TK_HAS_DSP
+    if (!lines->is_any) {
+        if (upper == 0) {
+            lower_words(lower, lines->zeros, to, lines);
+        } else if (lower == 0) {
+            upper_words(upper, lines->zeros, to, lines);
+        } else {
+            both_words(upper, lines->row_bytes, to, lines);
+        }
+        return;
+    }
+#endif
+    widen_any(lines, upper, lower, to);
+}
 
 tk_depthwise_lines_t tk_depthwise_lines(const tk_depthwise_t *p)
 {
@@ -163,31 +162,50 @@ tk_depthwise_lines_t tk_depthwise_lines(const tk_depthwise_t *p)
                                   .p = p};
 }
 
+/* `pairs` row pairs of padding. */
+static int32_t *pad(const tk_depthwise_lines_t *lines, int32_t *to, int32_t pairs)
+{
+    if (!lines->has_one_band) {
+        tk_depthwise_clear(lines->p, to - lines->p->pad_left, pairs * lines->words);
+    }
+    return to + pairs * lines->words;
+}
+
 void tk_depthwise_widen(tk_depthwise_lines_t *lines, const int8_t *x, int32_t row, int32_t pairs, int32_t *to)
 {
-    const int32_t in_h = lines->p->in_h;
     const int32_t row_bytes = lines->row_bytes;
+    const int32_t words = lines->words;
     to += lines->p->pad_left;
-    x += row * row_bytes;
-    while (pairs > 0) {
-        int32_t run = 1;
-        if (row < -1 || row >= in_h) {
-            if (!lines->has_one_band) {
-                tk_depthwise_clear(lines->p, to - lines->p->pad_left, lines->words);
-            }
-        } else {
-            const int32_t whole = (in_h - row) >> 1;
-            const int32_t has_both = row >= 0 && whole > 0;
-            if (has_both) {
-                run = whole < pairs ? whole : pairs;
-            }
-            lines->pairs = run;
-            widen(lines, row < 0 ? 0 : x, has_both || row < 0 ? x + row_bytes : 0, to);
-        }
-        pairs -= run;
-        row += 2 * run;
-        x += 2 * run * row_bytes;
-        to += run * lines->words;
+    if (row < -1) {
+        const int32_t above = -row >> 1 < pairs ? -row >> 1 : pairs;
+        to = pad(lines, to, above);
+        row += 2 * above;
+        pairs -= above;
+    }
+    if (row < 0 && pairs > 0) {
+        lines->pairs = 1;
+        widen(lines, 0, x + (row + 1) * row_bytes, to);
+        to += words;
+        row += 2;
+        pairs--;
+    }
+    int32_t whole = (lines->p->in_h - row) >> 1;
+    whole = whole < pairs ? whole : pairs;
+    if (whole > 0) {
+        lines->pairs = whole;
+        widen(lines, x + row * row_bytes, x + (row + 1) * row_bytes, to);
+        to += whole * words;
+        row += 2 * whole;
+        pairs -= whole;
+    }
+    if (pairs > 0 && row == lines->p->in_h - 1) {
+        lines->pairs = 1;
+        widen(lines, x + row * row_bytes, 0, to);
+        to += words;
+        pairs--;
+    }
+    if (pairs > 0) {
+        (void)pad(lines, to, pairs);
     }
 }
 
