@@ -190,8 +190,9 @@ def arena_chart(plan: MemoryPlan, op_labels: Sequence[str]) -> Markup:
         )
         label = f"{box.num_bytes / 1024:.1f} kB"
         if box_width > 7 * len(label) and box_height > 15:
+            on_buffer = at_peak if box.css_class == "buffer" else ""
             parts.append(
-                f'<text class="inside{at_peak}" x="{_number(x + box_width / 2)}" y="{_number(y + box_height / 2)}" '
+                f'<text class="inside{on_buffer}" x="{_number(x + box_width / 2)}" y="{_number(y + box_height / 2)}" '
                 f'dy="4" text-anchor="middle">{label}</text>'
             )
         parts.append("</g>")
