@@ -112,7 +112,8 @@ def engine_of(core: str, goal: str, graph: Graph) -> Engine:
         found = [kernel.variant for kernel in ARMV7EM.get(op.kind, ()) if kernel.applies(graph, op)]
         if found:
             name = signature(graph, op)
-            choices[name] = found[zlib.crc32(name.encode()) % len(found)]
+            # The last one half of the time: it can do the least.
+            choices[name] = found[min(zlib.crc32(name.encode()) % (2 * len(found) - 1), len(found) - 1)]
     return replace(engine_for(core), choices=choices)
 
 

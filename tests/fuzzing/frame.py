@@ -26,7 +26,7 @@ LEAST_SCALE, LARGEST_SCALE = 2.0**-22, 2.0**16
 """Between these a quantised 6 still fits int32, and a product of two scales is a normal float32 number."""
 ZERO_POINTS = (0, -128, 127, -1)
 WIDE_SIDES = (1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 13, 16, 20)
-WIDE_CHANNELS = (4, 8, 1, 2, 3, 5, 7, 12, 16, 33, 6, 10, 24, 40)
+WIDE_CHANNELS = (4, 8, 12, 16, 1, 2, 3, 5, 7, 33, 6, 10, 24, 40, 8, 16)
 """Around the blocks in which kernels work: whole ones, and what is left over of one."""
 WIDE_MACS = 150_000
 """Of an op of a wide model: the reference and an emulator that looks at every access must be quick."""

@@ -42,20 +42,25 @@ def _uneven_sides(frame: Frame, size: int) -> tuple[int, int, int, tuple[int, in
     return kernel, frame.choice((1, 2, 3)), 1, (before, after)
 
 
+def _wide_window(frame: Frame, shape: Shape) -> tuple[tuple[int, int], dict[str, Any]]:
+    """Draw a window that kernels are made for, at any place beside the map, or any other one."""
+    style = frame.choice(("same", "same", "same", "uneven", "square", "any"))
+    if style == "same":
+        kernel, stride = frame.choice((*[(3, 1)] * 4, (3, 2), (1, 1), (5, 1), (7, 1), (5, 2), (7, 2), (1, 2)))
+        pads = tuple(side for size in shape[1:3] for side in same_padding(size, kernel, stride))
+        return (kernel, kernel), {"stride": (stride, stride), "dilation": (1, 1), "padding": pads}
+    side = _sides if style == "any" else _uneven_sides
+    (k_h, s_h, d_h, p_h), (k_w, s_w, d_w, p_w) = (side(frame, size) for size in shape[1:3])
+    if style == "square":
+        k_w, s_w = k_h, s_h
+        p_w = (p_h[0], max(p_h[1], k_w - shape[2] - p_h[0]))
+    return (k_h, k_w), {"stride": (s_h, s_w), "dilation": (d_h, d_w), "padding": (*p_h, *p_w)}
+
+
 def _window(frame: Frame, shape: Shape) -> tuple[tuple[int, int], dict[str, Any]]:
     """Draw the kernel and the other attributes of a convolution over (1, H, W, C)."""
-    if frame.wide and frame.flag():
-        (k_h, s_h, d_h, p_h), (k_w, s_w, d_w, p_w) = (_uneven_sides(frame, size) for size in shape[1:3])
-        if frame.flag():
-            # Square, as nearly all are.
-            k_w, s_w = k_h, s_h
-            p_w = (p_h[0], max(p_h[1], k_w - shape[2] - p_h[0]))
-        return (k_h, k_w), {"stride": (s_h, s_w), "dilation": (d_h, d_w), "padding": (*p_h, *p_w)}
-    if frame.wide and frame.flag():
-        kernel, stride = frame.choice((1, 3, 3, 5, 7)), frame.choice((1, 1, 2))
-        padding = (same_padding(size, kernel, stride) for size in shape[1:3])
-        attrs = {"stride": (stride, stride), "dilation": (1, 1), "padding": tuple(p for pair in padding for p in pair)}
-        return (kernel, kernel), attrs
+    if frame.wide:
+        return _wide_window(frame, shape)
     side = _sides if frame.flag() else _valid_sides
     (k_h, s_h, d_h, p_h), (k_w, s_w, d_w, p_w) = side(frame, shape[1]), side(frame, shape[2])
     return (k_h, k_w), {"stride": (s_h, s_w), "dilation": (d_h, d_w), "padding": (*p_h, *p_w)}
@@ -72,7 +77,8 @@ def _out_sides(shape: Shape, kernel: tuple[int, int], attrs: dict[str, Any]) -> 
 
 
 def _activation(frame: Frame) -> str:
-    return frame.choice(ACTIVATIONS)
+    # Without one, some kernels can do what they cannot otherwise.
+    return frame.choice((*["none"] * 4, *ACTIVATIONS) if frame.wide else ACTIVATIONS)
 
 
 def _weights(frame: Frame, shape: Shape, axis: int, *, per_tensor: bool) -> str:
