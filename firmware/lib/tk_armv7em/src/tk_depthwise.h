@@ -10,8 +10,8 @@
 /* Words of a channel's record before its weights. */
 #define TK_DEPTHWISE_FACTORS 4
 
-/* Some output channels of one band. On the core this lies in the stack frame of the function with the assembly, which reaches
- * it through sp; pairs that LDRD reads stand side by side. */
+/* Some output channels of one band. On the core this lies in the stack frame of the function with the assembly, which
+ * reaches it through sp; pairs that LDRD reads stand side by side. */
 typedef struct {
     const int32_t *x;                   /* the band's first row pair in the channel's plane */
     int32_t pitch;                      /* bytes from one row pair to the next */
@@ -60,8 +60,8 @@ typedef struct {
 
 tk_depthwise_lines_t tk_depthwise_lines(const tk_depthwise_t *p);
 
-/* Writes `pairs` row pairs of the planes that begin at channel x, the first one from input row `row` (negative: padding) and
- * the one below. Columns in the padding stay as they are. */
+/* Writes `pairs` row pairs of the planes that begin at channel x, the first one from input row `row` (negative: padding)
+ * and the one below. Columns in the padding stay as they are. */
 void tk_depthwise_widen(tk_depthwise_lines_t *lines, const int8_t *x, int32_t row, int32_t pairs, int32_t *to);
 
 /* Fills words with pairs of the input's zero point. */
@@ -76,8 +76,8 @@ void tk_depthwise_clamp(const tk_depthwise_t *p, int8_t *y);
 #if TK_HAS_DSP
 
 /* The walk. r0, r1: sums of the first output column (first and second row), r2, r3: of the second one; r4, r5: inputs;
- * from r6: pointers into as many row pairs as a strip reads. Labels: 0 a channel, 1 a block of 2 x 2 outputs, 2 the end of a
- * strip, 3 the end of a channel. `setup` loads weights from r4 and sets the pointers, `each` repeats an instruction
+ * from r6: pointers into as many row pairs as a strip reads. Labels: 0 a channel, 1 a block of 2 x 2 outputs, 2 the end
+ * of a strip, 3 the end of a channel. `setup` loads weights from r4 and sets the pointers, `each` repeats an instruction
  * for all pointers, `one_left` computes a strip's last column of outputs: r4 the output, r0 the step. */
 #define TK_WALK(setup, macs, outputs, each, one_left)                                                                  \
     "0:\n"                                                                                                             \
@@ -212,8 +212,9 @@ void tk_depthwise_clamp(const tk_depthwise_t *p, int8_t *y);
       [factor] "m"((c)->at.factor), [shift] "m"((c)->at.shift), [pairs] "m"((c)->at.pairs)                             \
     : "r0", "r1", "r2", "r3", "r4", "r5", "r6", "r7", "r8", "r9", "r10", "r11", "r12", "lr", "cc", "memory"
 
-/* The channels of one call: the body of a function `channels` of tk_depthwise_run. Either one walk for each run of channels that
- * round in the same way, or one for all with a branch in each block. `last` takes what makes outputs of one column's sums. */
+/* The channels of one call: the body of a function `channels` of tk_depthwise_run. Either one walk for each run of
+ * channels that round in the same way, or one for all with a branch in each block. `last` takes what makes outputs of
+ * one column's sums. */
 #define TK_CHANNELS_TWICE(c, setup, macs, each, last)                                                                  \
     for (int32_t left = (c)->channels; left > 0;) {                                                                    \
         (c)->channels = (c)->stream[3] >> 8;                                                                           \

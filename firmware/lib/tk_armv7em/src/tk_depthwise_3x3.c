@@ -2,9 +2,9 @@
 
 #if TK_HAS_DSP
 
-/* r8, r10, r12: (w0, w1) of the kernel columns 2, 1, 0; r9, r11, lr: their (w1, w2). The first row pair gives two products to
- * the first output row and one to the second, the other pair the reverse. The bias stands in r3 until the last sum of the
- * block begins. ONE: a single output column. */
+/* r8, r10, r12: (w0, w1) of the kernel columns 2, 1, 0; r9, r11, lr: their (w1, w2). The first row pair gives two
+ * products to the first output row and one to the second, the other pair the reverse. The bias stands in r3 until the
+ * last sum of the block begins. ONE: a single output column. */
 #define SETUP "ldm r4, {r8, r9, r10, r11, r12, lr}\n" TK_PAIRS_2
 #define MACS                                                                                                           \
     "ldr r3, %[bias]\n"                                                                                                \

@@ -2,8 +2,8 @@
 
 #if TK_HAS_DSP
 
-/* r9, r10, r11: (w0, w1) of the kernel columns 0, 1, 2; r12, lr: their w2. The middle one of the three row pairs ends the first
- * output row and begins the second. The bias stands in r3 until the last sum of the block begins. */
+/* r9, r10, r11: (w0, w1) of the kernel columns 0, 1, 2; r12, lr: their w2. The middle one of the three row pairs ends
+ * the first output row and begins the second. The bias stands in r3 until the last sum of the block begins. */
 #define SETUP "ldm r4, {r9, r10, r11, r12, lr}\n" TK_PAIRS_3
 #define MACS                                                                                                           \
     "ldr r3, %[bias]\n"                                                                                                \

@@ -2,8 +2,8 @@
 
 #if TK_HAS_DSP
 
-/* The two sums of an output row from the row pair at r7; r8 .. r12 its weights. `first_sum` and `second_sum` are what the sums
- * begin with: themselves, or the bias in r3. */
+/* The two sums of an output row from the row pair at r7; r8 .. r12 its weights. `first_sum` and `second_sum` are what
+ * the sums begin with: themselves, or the bias in r3. */
 #define ROW(first, second, first_sum, second_sum)                                                                      \
     "ldrd r4, r5, [r7]\n"                                                                                              \
     "smlad " first ", r4, r8, " first_sum "\n"                                                                         \

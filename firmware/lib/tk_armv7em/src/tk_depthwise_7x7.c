@@ -2,9 +2,9 @@
 
 #if TK_HAS_DSP
 
-/* One kernel column at `at` bytes, for two output columns or for one: r10 (w0, w1), r11 (w2, w3), r12 (w1, w2), then r10 (w4, w5),
- * r11 (w3, w4), r12 (w5, w6); lr the next weights. `sum0` .. are what the sums begin with: themselves, or the bias in the last
- * one. */
+/* One kernel column at `at` bytes, for two output columns or for one: r10 (w0, w1), r11 (w2, w3), r12 (w1, w2), then r10
+ * (w4, w5), r11 (w3, w4), r12 (w5, w6); lr the next weights. `sum0` .. are what the sums begin with: themselves, or the
+ * bias in the last one. */
 #define COLUMN(at, sum0, sum1, sum2)                                                                                   \
     "ldm lr!, {r10, r11, r12}\n"                                                                                       \
     "ldrd r4, r5, [r6" at "\n"                                                                                         \

@@ -27,7 +27,8 @@
     "ldr r4, [r7, #32]\n"                                                                                              \
     "smlad " second ", r4, r10, " second "\n"
 
-/* Two kernel rows: for the first output row, and in the next row pair for the second one. lr the next weights, r12 the pitch. */
+/* Two kernel rows: for the first output row, and in the next row pair for the second one. lr the next weights, r12 the
+ * pitch. */
 #define LEFT_ROWS(sum0, sum1, sum2)                                                                                    \
     "ldm lr!, {r8, r9, r10, r11}\n" LEFT("r0", "r2", sum0, sum2)                                                       \
     "add r7, r7, r12\n" LEFT("r1", "r3", sum1, "r3")

@@ -2,8 +2,8 @@
 
 #if TK_HAS_DSP
 
-/* r6 the block's first input, r7 the row pair, r8 the input; r9, r10 the weights of both rows; r11 kernel columns left, r12 bytes
- * from one output's input to the next one's. */
+/* r6 the block's first input, r7 the row pair, r8 the input; r9, r10 the weights of both rows; r11 kernel columns left,
+ * r12 bytes from one output's input to the next one's. */
 #define SETUP "ldr r6, %[x]\nldr r12, %[column]\n"
 #define MACS                                                                                                           \
     "ldr lr, %[weights]\n"                                                                                             \
