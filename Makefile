@@ -1,7 +1,8 @@
 # make setup       everything that tinykd needs, into .venv (and the Arm compiler, where that may be installed)
 # make demo        set-up, then the whole road: a distilled student in an emulated nucleo-f746, and its report
 # make test        set-up, then every test that this machine can run; skipped ones are listed with the reason
-# make fuzz        5,000 random int8 models against TFLite Micro; what breaks is kept in tests/regression/fuzz
+# make fuzz        5,000 random int8 models against TFLite Micro, 500 as generated C in the emulator on every core and for
+#                  every goal; what breaks is kept in tests/regression
 # make lint        ruff and mypy
 # make wheel-test  build the wheel, install it on its own elsewhere, and use it
 # make clean       remove what the above made, except .venv and runs/
@@ -44,6 +45,7 @@ test: setup
 
 fuzz: $(STAMP)
 	$(BIN)/python -m benchmarks.fuzz --count 5000 --jobs 2 --save-failures --out benchmarks/results/fuzz.json
+	$(BIN)/python -m benchmarks.fuzz --engine --count 500 --jobs 2 --save-failures --out benchmarks/results/fuzz-engine.json
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
