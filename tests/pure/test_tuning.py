@@ -9,7 +9,7 @@ import pytest
 
 from tinykd.commands.tune import Measured, keep_choices, winners
 from tinykd.errors import ConfigError
-from tinykd.kernels import ARMV7EM, INSTRUCTIONS_PER_BYTE, engine_for, tuning
+from tinykd.kernels import ARMV7EM, CYCLES_PER_BYTE, engine_for, tuning
 
 WIDENED, PACKED = "widened", "packed"
 
@@ -78,7 +78,7 @@ def test_a_file_that_is_no_table_of_choices_is_refused(files, text):
 def test_the_winner_takes_least_at_the_goals_price(files):
     """Instructions alone for speed, bytes alone for size, both for balanced; ties go to what the estimate takes."""
     rows = [measured(WIDENED, 1000, 300, 900), measured(PACKED, 4000, 150, 5000)]
-    assert {goal: winners(rows, goal)["conv_2d 1x8x8x4"][0].variant for goal in INSTRUCTIONS_PER_BYTE} == {
+    assert {goal: winners(rows, goal)["conv_2d 1x8x8x4"][0].variant for goal in CYCLES_PER_BYTE} == {
         "speed": WIDENED,
         "balanced": WIDENED,  # 1000 + 16 * 300 < 4000 + 16 * 150
         "size": PACKED,
@@ -112,6 +112,6 @@ def test_an_estimate_is_off_beyond_ten_percent_or_a_single_byte():
 def test_committed_choices_name_variants_that_exist():
     """Every committed choice is a variant of a kernel for that kind of op, for a known goal."""
     for goal, table in tuning.read_choices(Path(tuning.COMMITTED)).items():
-        assert goal in INSTRUCTIONS_PER_BYTE
+        assert goal in CYCLES_PER_BYTE
         for key, variant in table.items():
             assert variant in {kernel.variant for kernel in ARMV7EM[key.split()[0]]}, key

@@ -28,6 +28,7 @@ class Measured:
         instructions: what they retired together.
         constant_bytes: what the arrays of their calls take together.
         estimated_instructions, estimated_bytes: the same as the kernel's `cost` says; None without one.
+        loaded_words: what wide loads bring beyond one cycle, of the kernel's `cost`.
     """
 
     signature: str
@@ -39,6 +40,7 @@ class Measured:
     constant_bytes: int
     estimated_instructions: float | None
     estimated_bytes: int | None
+    loaded_words: float = 0
 
     @property
     def is_off(self) -> bool:
@@ -160,22 +162,24 @@ def variants_of(graph: Graph) -> dict[str, list[Kernel]]:
 def winners(rows: Iterable[Measured], goal: str) -> dict[str, tuple[Measured, Measured]]:
     """Return by signature (what takes least, what the estimates would take) for a goal; signatures with a choice only.
 
-    What is compared is `candidates`' own price, instructions plus the goal's price of the constants' bytes, summed over
-    all models that have the signature.
+    What is compared is `candidates`' own price, cycles (`Cost.cycles`, with the instructions as measured) plus the
+    goal's price of the constants' bytes, summed over all models that have the signature.
     """
-    from tinykd.kernels import INSTRUCTIONS_PER_BYTE
+    from tinykd.kernels import CYCLES_PER_BYTE
 
-    price = INSTRUCTIONS_PER_BYTE[goal]
+    price = CYCLES_PER_BYTE[goal]
     groups: dict[str, dict[str, list[Measured]]] = {}
     for row in rows:
         groups.setdefault(row.signature, {}).setdefault(row.variant, []).append(row)
 
     def estimated(same: list[Measured]) -> float:
         # Kernels between which there is a choice have an estimate: `candidates` sorts by it.
-        return sum((row.estimated_instructions or 0) + price * (row.estimated_bytes or 0) for row in same)
+        return sum(
+            (row.estimated_instructions or 0) + row.loaded_words + price * (row.estimated_bytes or 0) for row in same
+        )
 
     def measured(same: list[Measured]) -> float:
-        return sum(row.instructions + price * row.constant_bytes for row in same)
+        return sum(row.instructions + row.loaded_words + price * row.constant_bytes for row in same)
 
     found = {}
     for key, group in groups.items():
@@ -187,12 +191,12 @@ def winners(rows: Iterable[Measured], goal: str) -> dict[str, tuple[Measured, Me
 
 def keep_choices(rows: list[Measured], path: Path) -> dict[str, dict[str, str]]:
     """Write to `path` where the estimates were wrong, and return that by goal; other models' choices stay."""
-    from tinykd.kernels import INSTRUCTIONS_PER_BYTE
+    from tinykd.kernels import CYCLES_PER_BYTE
     from tinykd.kernels.tuning import read_choices, write_choices
 
     known = read_choices(path)
     kept: dict[str, dict[str, str]] = {}
-    for goal in INSTRUCTIONS_PER_BYTE:
+    for goal in CYCLES_PER_BYTE:
         found = winners(rows, goal)
         kept[goal] = {key: best.variant for key, (best, guess) in found.items() if best.variant != guess.variant}
         measured = {row.signature for row in rows}
@@ -255,6 +259,7 @@ def _measured(graph: Graph, key: str, kernel: Kernel, counts: Mapping[int, int])
         constant_bytes=sum(_array_bytes(graph, op, kernel) for op in ops),
         estimated_instructions=None if costs is None else sum(cost.instructions for cost in costs),
         estimated_bytes=None if costs is None else sum(cost.constant_bytes for cost in costs),
+        loaded_words=0 if costs is None else sum(cost.loaded_words for cost in costs),
     )
 
 

@@ -15,7 +15,7 @@ from tinykd.ir import Graph, MemoryPlan, Op, op_label
 from tinykd.kernels import dense, elementwise, reduce, resize, windows
 from tinykd.kernels.armv7em import ARMV7EM
 from tinykd.kernels.call import SCRATCH, Argument, Call, Cost, Kernel, always
-from tinykd.kernels.engine import INSTRUCTIONS_PER_BYTE, PORTABLE, Engine, OptimizeFor, engine_for, signature
+from tinykd.kernels.engine import CYCLES_PER_BYTE, PORTABLE, Engine, OptimizeFor, engine_for, signature
 from tinykd.kernels.moves import MOVING, Move, copy_calls, moves
 
 __all__ = [
@@ -51,12 +51,12 @@ def candidates(graph: Graph, op: Op, engine: Engine) -> tuple[Kernel, ...]:
     found = [kernel for kernel in ARMV7EM.get(op.kind, ()) if kernel.applies(graph, op)]
     if len(found) > 1:
         wanted = engine.choices.get(signature(graph, op))
-        price = INSTRUCTIONS_PER_BYTE[engine.optimize_for]
+        price = CYCLES_PER_BYTE[engine.optimize_for]
 
         def rank(kernel: Kernel) -> tuple[bool, float]:
             assert kernel.cost is not None, f"{kernel.function} has no cost to choose by"
             cost = kernel.cost(graph, op)
-            return kernel.variant != wanted, cost.instructions + price * cost.constant_bytes
+            return kernel.variant != wanted, cost.cycles + price * cost.constant_bytes
 
         found.sort(key=rank)
     return (*found, *portable)

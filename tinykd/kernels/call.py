@@ -51,10 +51,25 @@ class Call:
 
 @dataclass(frozen=True)
 class Cost:
-    """What running an op with a kernel takes: an estimate of the instructions, the exact bytes of its constants."""
+    """What running an op with a kernel takes, to choose by.
+
+    Attributes:
+        instructions: an estimate of what retires.
+        constant_bytes: exact.
+        loaded_words: an estimate of the words that LDM and LDRD load in the innermost loop.
+    """
 
     instructions: float
     constant_bytes: int
+    loaded_words: float = 0
+
+    @property
+    def cycles(self) -> float:
+        """One for each instruction, and one more for each word of a wide load, as on a Cortex-M4.
+
+        A Cortex-M7 loads two words at a time and issues two instructions at a time: there the ratio is about the same.
+        """
+        return self.instructions + self.loaded_words
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from tinykd.kernels.tuning import measured_choices
 Isa = Literal["portable", "armv7em"]
 OptimizeFor = Literal["speed", "balanced", "size"]
 
-INSTRUCTIONS_PER_BYTE: Mapping[str, float] = MappingProxyType({"speed": 1e-6, "balanced": 16.0, "size": 1e9})
-"""How many instructions of an inference one byte of constants is worth to each goal."""
+CYCLES_PER_BYTE: Mapping[str, float] = MappingProxyType({"speed": 1e-6, "balanced": 16.0, "size": 1e9})
+"""How many cycles of an inference one byte of constants is worth to each goal."""
 
 _ISAS: Mapping[str, Isa] = MappingProxyType({"cortex-m4": "armv7em", "cortex-m7": "armv7em"})
 

@@ -174,7 +174,7 @@ def _cost(graph: Graph, op: Op, *, widened: bool) -> Cost:
     rows = rows_cost(out_c, order.depth, 2 * pairs, factors, widened=widened, group=_batch(order))
     constants = requantization(graph, op)
     clamp = 0 if (constants.out_min, constants.out_max) == (-128, 127) else 12 * out_h * out_w * out_c
-    return Cost(rows.instructions + pairs * (per_pair + 45) + copied + clamp, rows.constant_bytes)
+    return Cost(rows.instructions + pairs * (per_pair + 45) + copied + clamp, rows.constant_bytes, rows.loaded_words)
 
 
 def _kernel(variant: str, *, widened: bool) -> Kernel:

@@ -146,7 +146,9 @@ def _cost(step: int, half: int, finish: int, bytes_per_weight: int) -> Callable[
         group = finish - layer.is_shared + step * steps + (half + 1) * halves + 3 * turns
         rest = 45 * (len(layer.taps) % _GROUP > 0)
         words = _GROUP * (1 + bytes_per_weight * layer.quads + 3 * (not layer.is_shared))
-        return Cost(110 + 7 * layer.quads + group * layer.groups + rest, 4 * words * layer.groups)
+        # Four words of inputs beside those of the weights, for each step.
+        loaded = (4 + 8 * bytes_per_weight) * layer.quads / 2 * layer.groups
+        return Cost(110 + 7 * layer.quads + group * layer.groups + rest, 4 * words * layer.groups, loaded)
 
     return cost
 

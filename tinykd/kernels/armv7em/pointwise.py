@@ -83,7 +83,7 @@ def _cost(graph: Graph, op: Op, *, widened: bool) -> Cost:
     columns = graph.tensor(op.outputs[0]).num_elements // out_c
     depth = 4 * quads(in_c)
     rows = rows_cost(out_c, depth, columns, factors, widened=widened, group=_pairs(depth))
-    return Cost(columns / 2 * (_PAIR + _QUAD * quads(in_c)) + rows.instructions, rows.constant_bytes)
+    return Cost(columns / 2 * (_PAIR + _QUAD * quads(in_c)) + rows.instructions, rows.constant_bytes, rows.loaded_words)
 
 
 def _kernel(variant: str, *, widened: bool) -> Kernel:

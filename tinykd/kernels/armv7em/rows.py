@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 
 from tinykd.errors import UnsupportedModelError
@@ -41,6 +43,16 @@ def rows_factors(graph: Graph, op: Op, taps: np.ndarray, *, widened: bool) -> Fa
         folded = folded_bias(graph, op, taps, 0, constants.input_zero_point, "")
     except UnsupportedModelError:
         return None
+    return _proven(constants, taps.tobytes(), taps.shape, folded.tobytes(), widened)
+
+
+@lru_cache(maxsize=128)
+def _proven(
+    constants: Requantization, taps_bytes: bytes, shape: tuple[int, ...], folded_bytes: bytes, widened: bool
+) -> Factors | None:
+    """Return the rounding; an op is asked about it by each candidate and each goal, and the proofs take a while."""
+    taps = np.frombuffer(taps_bytes, np.int8).reshape(shape)
+    folded = np.frombuffer(folded_bytes, np.int32)
     low, high = accumulator_range(taps, 0, folded)
     if not widened:
         return packed_factors(constants, taps, low, high, folded)
@@ -93,6 +105,7 @@ def rows_cost(out_c: int, depth: int, columns: int, factors: Factors, *, widened
     """
     blocks, form, num_quads = -(-out_c // BLOCK), _form(factors), depth // 4
     passes = -(-depth // _PASS[widened])
+    loaded = (8 if widened else 6) * num_quads
     if widened:
         per_block = 10 * num_quads + (29, 26, 21)[form]
         words = BLOCK + depth + (6, 6, 5)[form]
@@ -100,7 +113,7 @@ def rows_cost(out_c: int, depth: int, columns: int, factors: Factors, *, widened
         per_block = 23 * (num_quads // 2) + 20 * (num_quads % 2) + (35, 31, 25)[form]
         words = BLOCK + depth // 2 + 6
     per_pair = 14 + 60 / group + blocks * (per_block + (4 * passes + 1) * (passes > 1))
-    return Cost(columns / 2 * per_pair, 4 * blocks * words)
+    return Cost(columns / 2 * per_pair, 4 * blocks * words, columns / 2 * blocks * loaded)
 
 
 def _form(factors: Factors) -> int:

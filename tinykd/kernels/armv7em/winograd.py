@@ -139,7 +139,9 @@ def _cost(graph: Graph, op: Op) -> Cost:
     channels = 16 * (7 + 10 * in_c // 4) + 290
     tiles = 110 + 310 * in_c // 4 + out_c // 2 * channels
     constant_bytes = out_c // 2 * (4 * 16 * in_c + 32)
-    return Cost(bands * (band + -(-out_w // 4) * tiles), constant_bytes)
+    # Of each transform about 100 words for four channels, of each product 8 for a quad.
+    loaded = bands * -(-out_w // 4) * in_c // 4 * (100 + out_c // 2 * 16 * 8)
+    return Cost(bands * (band + -(-out_w // 4) * tiles), constant_bytes, loaded)
 
 
 KERNELS: Mapping[str, tuple[Kernel, ...]] = MappingProxyType(
