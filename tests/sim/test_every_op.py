@@ -25,6 +25,7 @@ from tinykd.run.transport import open_emulator
 
 pytestmark = [needs_unicorn, needs_arm_gcc]
 BOARD = "nucleo-f746"
+STACK_LIMIT_BYTES = 2048
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,10 @@ def _target(folder: Path, name: str):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_activation_on_the_board_equals_the_reference(folder, name):
-    """Run op by op, every activation in the arena is the reference's; a state is forgotten between the inputs."""
+    """Run op by op, every activation in the arena is the reference's; a state is forgotten between the inputs.
+
+    The stack that was used stays within the bound that was proven, and both within 2 kB.
+    """
     target, board = _target(folder, name), load_board(BOARD)
     built, (plan, _) = ensure_build(target, board), ensure_plan(target, board)
     graph = target.engine_graph()
@@ -57,6 +61,8 @@ def test_every_activation_on_the_board_equals_the_reference(folder, name):
             for op in graph.ops:
                 for output in op.outputs:
                     assert np.array_equal(found[output][0], expected[output][index]), f"{op.kind} {output}"
+        measured = session.transport.stack_bytes_measured
+    assert 0 < measured <= built.stack_bytes_max <= STACK_LIMIT_BYTES
 
 
 @pytest.mark.parametrize("name", MODELS)
