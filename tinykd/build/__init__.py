@@ -141,6 +141,7 @@ def build(
     builder: str | None = None,
     optimize_for: OptimizeFor = "balanced",
     kernels: Engine | None = None,
+    shared_objects: Path | None = None,
     inputs: Mapping[str, str] | None = None,
 ) -> BuildResult:
     """Build the firmware of a model for a board into the artefact folder `out_dir`.
@@ -156,6 +157,7 @@ def build(
         builder: "pio", "gcc", or "auto" (the default): PlatformIO where it is installed. Both use the same flags.
         optimize_for: "speed", "balanced" or "size".
         kernels: a choice of kernels other than the one for the board's core and this goal.
+        shared_objects: see `compile_project`.
         inputs: further input hashes for the manifest.
 
     Raises:
@@ -186,7 +188,7 @@ def build(
     with draft_artifact(out_dir, STAGE, inputs=hashes, config=config, board=board.name, tools=tools) as draft:
         project_folder = draft.path(PROJECT_FOLDER)
         with tempfile.TemporaryDirectory(prefix="tinykd-build-") as temporary:
-            compiled, stack = _compile_and_prove(board, model, project_folder, Path(temporary), builder)
+            compiled, stack = _compile_and_prove(board, model, project_folder, Path(temporary), builder, shared_objects)
             shutil.copyfile(compiled.elf, draft.path(ELF_FILE))
             shutil.copyfile(compiled.map_file, draft.path(MAP_FILE))
         sizes = read_sizes(draft.path(ELF_FILE))
@@ -228,16 +230,16 @@ def _reusable(
 
 
 def _compile_and_prove(
-    board: Board, model: GeneratedModel, folder: Path, work: Path, builder: str
+    board: Board, model: GeneratedModel, folder: Path, work: Path, builder: str, shared: Path | None
 ) -> tuple[Compiled, StackBound]:
     """Compile, prove the stack, and link again with that much room kept free."""
     draft = make_project(board, model)
     draft.write(folder)
-    compiled = compile_project(draft, folder, work, builder)
+    compiled = compile_project(draft, folder, work, builder, shared)
     stack = bound(read_call_graphs(compiled.call_graphs))
     final = make_project(board, model, stack.total_bytes)
     final.write(folder)
-    return compile_project(final, folder, work, builder), stack
+    return compile_project(final, folder, work, builder, shared), stack
 
 
 def _result(

@@ -144,7 +144,17 @@ def _build(board: Board, folder: Path, graph: Graph, engine: Engine) -> tuple[Bu
         scratch.append(Scratch(op, offset, size))
         offset += (size + 3) // 4 * 4
     plan = MemoryPlan(tuple(placements), offset, offset, 4, 0, tuple(scratch))
-    result = build(graph, plan, board, folder, model_sha256="00" * 32, builder="gcc", kernels=engine)
+    objects = folder.parent / "objects"
+    result = build(
+        graph,
+        plan,
+        board,
+        folder,
+        model_sha256="00" * 32,
+        builder="gcc",
+        kernels=engine,
+        shared_objects=objects,
+    )
     return result, read_sizes(result.elf)
 
 

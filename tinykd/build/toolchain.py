@@ -77,7 +77,7 @@ def choose_builder(wanted: str | None) -> str:
     return wanted
 
 
-def compile_project(project: Project, folder: Path, work: Path, builder: str) -> Compiled:
+def compile_project(project: Project, folder: Path, work: Path, builder: str, shared: Path | None = None) -> Compiled:
     """Compile and link a project.
 
     Args:
@@ -86,13 +86,17 @@ def compile_project(project: Project, folder: Path, work: Path, builder: str) ->
         work: a folder for objects, outside `folder`; empty, or from the same project with another memory script:
             then only the link is repeated.
         builder: "pio" or "gcc".
+        shared: a folder for the objects of all files but the generated ones, for several builds of the same firmware
+            for the same board; "gcc" only.
 
     Raises:
         ToolchainError: the compiler is missing or reports an error; carries its first lines.
         DoesNotFitError: the linker ran out of flash or SRAM.
     """
     work.mkdir(parents=True, exist_ok=True)
-    return (_run_platformio if builder == "pio" else _run_gcc)(project, folder, work)
+    if builder == "pio":
+        return _run_platformio(project, folder, work)
+    return _run_gcc(project, folder, work, shared or work)
 
 
 def _compiler() -> str:
@@ -161,12 +165,16 @@ def _expand(flags: Sequence[str], folder: Path, work: Path) -> list[str]:
     return [flag.replace("$PROJECT_DIR", str(folder)).replace("$BUILD_DIR", str(work)) for flag in flags]
 
 
-def _run_gcc(project: Project, folder: Path, work: Path) -> Compiled:
+def _run_gcc(project: Project, folder: Path, work: Path, shared: Path) -> Compiled:
     folder, work = folder.resolve(), work.resolve()
     machine = machine_flags(project.board)
     compile_flags = _expand(ini_flags(project, "compile_flags"), folder, work)
     includes = [f"-I{name}" for name in include_folders(project.files)]
-    objects = _compile(project.sources, folder, work, [*compile_flags, *machine, *includes])
+    flags = [*compile_flags, *machine, *includes]
+    own = [name for name in project.sources if name.startswith("generated/")]
+    common = [name for name in project.sources if name not in own]
+    # In the order of `sources`, "generated/" before "lib/" and "src/".
+    objects = _compile(own, folder, work, flags) + _compile(common, folder, shared.resolve(), flags)
     elf = work / "firmware.elf"
     link_flags = _expand(ini_flags(project, "link_flags"), folder, work)
     _run(
