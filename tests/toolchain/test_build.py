@@ -30,8 +30,9 @@ from tinykd.errors import (
     ToolchainError,
     UnsupportedModelError,
 )
+from tinykd.export.passes import for_engine
 from tinykd.formats import tflite
-from tinykd.kernels import KERNELS
+from tinykd.kernels import ARMV7EM, KERNELS, engine_for
 from tinykd.plan import plan_graph
 from tinykd.plan.footprint import predict
 from tinykd.resources import find_resource
@@ -62,9 +63,8 @@ def _network(width=8, size=12):
 def _build(folder, graph=None, board="nucleo-f746", **options):
     graph = graph or _network()
     board = load_board(board) if isinstance(board, str) else board
-    return build(
-        graph, plan_graph(graph), board, folder, model_sha256=SHA, builder=options.pop("builder", "gcc"), **options
-    )
+    plan = plan_graph(graph, engine=engine_for(board.core))
+    return build(graph, plan, board, folder, model_sha256=SHA, builder=options.pop("builder", "gcc"), **options)
 
 
 @pytest.fixture(scope="module")
@@ -81,14 +81,16 @@ def test_every_board_builds(board, tmp_path):
     result = _build(tmp_path / "build", graph, board)
     record = json.loads((tmp_path / "build" / "build.json").read_text())
     sizes = read_sizes(result.elf)
-    assert record["arena_bytes"] == sizes.arena_bytes == plan_graph(graph).arena_bytes
+    plan = plan_graph(graph, engine=engine_for(load_board(board).core))
+    assert record["arena_bytes"] == sizes.arena_bytes == plan.arena_bytes
     assert record["flash_bytes"] == sizes.text_bytes + sizes.rodata_bytes + sizes.data_bytes
     assert record["sram_total_bytes"] == sizes.sram_static_bytes + record["stack_bytes_max"]
     assert 200 < record["stack_bytes_max"] < 4096
     assert record["fits"] and record["builder"] == "gcc" and record["engine"] == "tinykd"
     assert result.to_dict()["elf"] == str(tmp_path / "build" / "firmware.elf")
     assert [op["op"] for op in record["ops"]] == list(range(len(record["ops"])))
-    assert {op["kernel"] for op in record["ops"]} <= {k.function for row in KERNELS.values() for k in row}
+    known = {kernel.function for table in (KERNELS, ARMV7EM) for row in table.values() for kernel in row}
+    assert {op["kernel"] for op in record["ops"]} <= known
     assert read_manifest(tmp_path / "build", "build").inputs["model.tflite"] == SHA
 
 
@@ -351,9 +353,8 @@ def _prediction_graphs():
 def test_the_prediction_holds(index, tmp_path):
     """What is predicted before a build equals what the build takes: the arena exactly, the rest within 2 %."""
     graph = _prediction_graphs()[index]
-    plan = plan_graph(graph)
     for name in list_boards():
-        _compare(graph, plan, load_board(name), tmp_path / name)
+        _compare(graph, load_board(name), tmp_path / name)
 
 
 @needs_arm
@@ -362,10 +363,11 @@ def test_the_prediction_holds(index, tmp_path):
 def test_the_prediction_holds_for_public_models(path, tmp_path):
     """The prediction holds for models that tinykd did not make."""
     graph = tflite.read(path)
-    _compare(graph, plan_graph(graph), load_board("nucleo-f746"), tmp_path / "build")
+    _compare(for_engine(graph), load_board("nucleo-f746"), tmp_path / "build")
 
 
-def _compare(graph, plan, board, folder):
+def _compare(graph, board, folder):
+    plan = plan_graph(graph, engine=engine_for(board.core))
     predicted = predict(graph, board, plan)
     result = build(graph, plan, board, folder, model_sha256=SHA, builder="gcc")
     assert predicted["arena_bytes"] == result.arena_bytes

@@ -95,7 +95,8 @@ def render(rows: Mapping[str, Mapping[str, Any]], compiler: str) -> str:
         lines += ["", f"[{core}]"]
         lines += [f"{key} = {value}" for key, value in row.items() if not isinstance(value, dict)]
         lines += ["", f"[{core}.shared]"]
-        lines += [f"{name} = {size}" for name, size in sorted(row["shared"].items())]
+        # A static function that the compiler has changed has a dot in its name.
+        lines += [f'"{name}" = {size}' for name, size in sorted(row["shared"].items())]
         lines += ["", f"[{core}.kernels]"]
         lines += [
             f"{name} = {{ {', '.join(f'{key} = {json.dumps(value)}' for key, value in facts.items())} }}"
