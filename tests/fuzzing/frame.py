@@ -51,6 +51,11 @@ class Frame:
         self.inputs: list[str] = []
         self.follows = False
 
+    @property
+    def largest(self) -> int:
+        """The most elements of what most ops read."""
+        return (12 if self.wide else 4) * MAX_ELEMENTS
+
     def integer(self, low: int, high: int) -> int:
         """Draw an integer, both ends included."""
         return int(self._draw(st.integers(low, high)))
@@ -135,12 +140,12 @@ class Frame:
 
         Args:
             ranks: the ranks that the op takes.
-            largest: its most elements; None: 4 * MAX_ELEMENTS, more in a wide model.
+            largest: its most elements; None: `self.largest`.
             least_scale: its smallest scale.
             batch_one: whether its first dimension must be 1.
         """
         if largest is None:
-            largest = (12 if self.wide else 4) * MAX_ELEMENTS
+            largest = self.largest
         found = [
             name
             for name in reversed(self.activations())

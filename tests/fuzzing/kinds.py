@@ -213,7 +213,7 @@ def _partner(frame: Frame, x: str, quant: Quant | None = None) -> str:
             whole = np.broadcast_shapes(frame.shape(name), frame.shape(x))
         except ValueError:
             return False
-        return math.prod(whole) <= 4 * MAX_ELEMENTS and (quant is None or frame.quant_of(name) == quant)
+        return math.prod(whole) <= frame.largest and (quant is None or frame.quant_of(name) == quant)
 
     if frame.flag():
         own = quant or frame.quant(frame.quant_of(x).scale)
@@ -312,7 +312,7 @@ def _concatenation(frame: Frame) -> None:
         fits = len(other) == len(shape) and all(
             a == b for i, (a, b) in enumerate(zip(shape, other, strict=True)) if i != axis
         )
-        return fits and frame.quant_of(name) == quant and frame.size(name) <= MAX_ELEMENTS
+        return name == x or (fits and frame.quant_of(name) == quant and frame.size(name) <= MAX_ELEMENTS)
 
     maker = frame.maker(x)
     if maker is not None and maker.kind == "split" and frame.flag():
