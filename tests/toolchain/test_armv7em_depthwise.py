@@ -52,7 +52,7 @@ CHAINS = (
         (12, 12, 3),
         ((3, 3), (1, 1), 1, True, "none", 127),
         ((2, 4), (2, 1), 2, False, "relu_n1_to_1", -3),
-        ((5, 5), (2, 2), 1, True, "none", 0),
+        ((5, 5), (2, 2), 2, True, "none", 0),
         ((3, 3), (1, 1), 3, True, "relu", 17),
         ((1, 1), (1, 1), 1, True, "none", -128),
     ),
@@ -169,18 +169,22 @@ def test_what_rounds_fast_does_so_beside_what_does_not(kernel, tmp_path_factory)
     graph, x = builder.graph(), samples(builder)
     words = calls_of(graph)[0].arrays["stream"][:, 3]
     assert np.flatnonzero(words & 0xFF).tolist() == [5]
-    assert (words >> 8).tolist() == ([4, 3, 2, 1, 1, 1, 2, 1, 4, 3, 2, 1] if kernel == 3 else [0] * 12)
+    if kernel == 3:
+        assert (words >> 8).tolist() == [4, 3, 2, 1, 1, 1, 2, 1, 4, 3, 2, 1]
     inputs = {graph.inputs[0]: x}
     device = Device(graph, "cortex-m7", ENGINE, tmp_path_factory.getbasetemp() / "depthwise")
     assert device.first_fault(inputs, expected_of(graph, inputs)) is None
 
 
 def test_bands_fit_their_memory():
-    """Small maps take one band; a large one takes bands of equal height; maps too wide for a strip go elsewhere."""
+    """Small maps take one band; a large one takes bands of equal height; maps too wide for a strip go elsewhere.
 
-    def call(height, width, channels):
+    Larger kernels expand their weights, which are bytes in flash, where the records of four input channels fit.
+    """
+
+    def call(height, width, channels, kernel=3, multiplier=1):
         builder = Builder(np.random.default_rng(0), (1, height, width, channels))
-        builder.depthwise(1, activation="relu")
+        builder.depthwise(multiplier, (kernel, kernel), activation="relu")
         return calls_of(builder.graph())[0]
 
     assert call(12, 12, 64).scratch_bytes == 7 * 4 * 14 * 4
@@ -190,3 +194,7 @@ def test_bands_fit_their_memory():
     assert SCRATCH_BYTES < wide.scratch_bytes == 2 * 4 * 302 * 4 <= MAX_SCRATCH_BYTES
     assert call(8, 600, 8).function == "tk_depthwise_conv_2d_m1"
     assert call(8, 600, 1).function == "tk_depthwise_3x3"
+    expanding = call(6, 6, 9, 7, 2)
+    assert expanding.arrays["stream"].nbytes == 18 * (16 + 52)
+    assert expanding.scratch_bytes == 4 * (6 * 4 * 12 + 8 * (4 + 42))
+    assert call(6, 6, 4, 7, 24).function == "tk_depthwise_any"

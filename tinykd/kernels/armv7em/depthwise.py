@@ -24,6 +24,9 @@ MAX_SCRATCH_BYTES = 16384
 """What one strip may take: wider maps are left to the portable kernel."""
 
 _PLANES = 4
+_FACTORS = 4
+_EXPANDED_WORDS = {"tk_depthwise_5x5": 20, "tk_depthwise_7x7": 42, "tk_depthwise_5x5_s2": 15, "tk_depthwise_7x7_s2": 28}
+"""Of a channel's weights, for the functions that read them as bytes and expand them in scratch memory."""
 _WALKS_RUNS = ("tk_depthwise_3x3", "tk_depthwise_3x3_s2")
 _BAND_INSTRUCTIONS, _STRIP_INSTRUCTIONS, _BLOCK_INSTRUCTIONS = 70, 13, 50
 
@@ -66,7 +69,7 @@ class _Shape:
         return (self.kernel_h + self.stride_h + 1) // 2
 
     def band_bytes(self, strips: int) -> int:
-        """Return the scratch memory of a band."""
+        """Return the scratch memory of a band's planes."""
         pairs = (strips - 1) * self.stride_h + self.kernel_pairs
         return 4 * pairs * min(self.in_c, _PLANES) * self.columns
 
@@ -80,10 +83,17 @@ class _Shape:
         return -(-total // -(-total // min(most, enough, total)))
 
 
+def _scratch_bytes(shape: _Shape, function: str, strips: int) -> int:
+    """Return the scratch memory of a band and, where the function expands weights, of the records of its planes."""
+    expanded = _EXPANDED_WORDS.get(function, 0)
+    channels = min(shape.in_c, _PLANES) * shape.multiplier
+    return shape.band_bytes(strips) + (4 * channels * (_FACTORS + expanded) if expanded else 0)
+
+
 def _function(shape: _Shape) -> str:
     """Return the C function for a shape."""
     sizes = (shape.kernel_h, shape.kernel_w, shape.stride_h, shape.stride_w)
-    return {
+    own = {
         (3, 3, 1, 1): "tk_depthwise_3x3",
         (5, 5, 1, 1): "tk_depthwise_5x5",
         (7, 7, 1, 1): "tk_depthwise_7x7",
@@ -91,6 +101,7 @@ def _function(shape: _Shape) -> str:
         (5, 5, 2, 2): "tk_depthwise_5x5_s2",
         (7, 7, 2, 2): "tk_depthwise_7x7_s2",
     }.get(sizes, "tk_depthwise_any")
+    return own if _scratch_bytes(shape, own, 1) <= MAX_SCRATCH_BYTES else "tk_depthwise_any"
 
 
 def _applies(graph: Graph, op: Op, *, function: str) -> bool:
@@ -145,6 +156,11 @@ def _factors(graph: Graph, op: Op, taps: np.ndarray, where: str) -> _Factors | N
     return _Factors(scale_bits, words)
 
 
+def _above_shift(words: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Return factors with a value per channel above the lowest 8 bits of their shifts."""
+    return np.concatenate([words[:, :3], words[:, 3:] | values[:, None] << 8], axis=1)
+
+
 def _with_runs(words: np.ndarray, group: int) -> np.ndarray:
     """Return factors whose shifts tell above 8 bits how many channels of the group round alike from each one on."""
     runs = np.ones(len(words), np.int32)
@@ -152,7 +168,7 @@ def _with_runs(words: np.ndarray, group: int) -> np.ndarray:
     for channel in range(len(words) - 2, -1, -1):
         if (channel + 1) % group and is_fast[channel] == is_fast[channel + 1]:
             runs[channel] += runs[channel + 1]
-    return np.concatenate([words[:, :3], words[:, 3:] | runs[:, None] << 8], axis=1)
+    return _above_shift(words, runs)
 
 
 def _saturating(constants: Requantization, low: np.ndarray, high: np.ndarray, folded: np.ndarray) -> _Factors | None:
@@ -169,14 +185,9 @@ def _pairs(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def _odd_words(taps: np.ndarray) -> np.ndarray:
-    """Return the weights (C, size, size) for stride 1 as words (C, size * (size - 1)), the last column first."""
-    size = taps.shape[1]
+    """Return the weights (C, 3, 3) for stride 1 as words (C, 6), the last column first."""
     rows = np.moveaxis(taps, 1, 0)[..., ::-1]
-    words = [_pairs(rows[0], rows[1])]
-    for row in range(2, size - 1, 2):
-        words += [_pairs(rows[row], rows[row + 1]), _pairs(rows[row - 1], rows[row])]
-    words.append(_pairs(rows[size - 2], rows[size - 1]))
-    return np.concatenate(words, axis=-1).reshape(len(taps), -1)
+    return np.concatenate([_pairs(rows[0], rows[1]), _pairs(rows[1], rows[2])], axis=-1).reshape(len(taps), -1)
 
 
 def _strided_words(taps: np.ndarray) -> np.ndarray:
@@ -184,13 +195,6 @@ def _strided_words(taps: np.ndarray) -> np.ndarray:
     upper = _pairs(taps[:, 0], taps[:, 1])[..., 0]
     third = np.pad(taps[:, 2], ((0, 0), (0, 1)))
     return np.concatenate([upper, _pairs(third[:, ::2], third[:, 1::2])[..., 0]], axis=1)
-
-
-def _row_words(taps: np.ndarray, parts: tuple[slice, ...]) -> np.ndarray:
-    """Return the weights (C, H, W), H odd, as words: for each part of the columns, pairs of rows from top to bottom."""
-    rows = np.pad(taps, ((0, 0), (0, 1), (0, 0)))
-    words = _pairs(rows[:, ::2], rows[:, 1::2])[..., 0]
-    return np.concatenate([words[..., part].reshape(len(taps), -1) for part in parts], axis=1)
 
 
 def _any_words(taps: np.ndarray, pairs: int, stride: int) -> np.ndarray:
@@ -203,15 +207,28 @@ def _any_words(taps: np.ndarray, pairs: int, stride: int) -> np.ndarray:
     return np.ascontiguousarray(words.astype("<i2")).view("<i4").reshape(len(taps), -1)
 
 
-def _words(shape: _Shape, taps: np.ndarray) -> np.ndarray:
-    """Return the weights (C, H, W), scaled, in the order in which the function of the shape reads them."""
+def _bytes(shape: _Shape, taps: np.ndarray) -> np.ndarray:
+    """Return the weights (C, H, W) as words of bytes, column by column, for stride 1 the last one first."""
+    columns = taps[..., ::-1] if shape.stride_w == 1 else taps
+    in_order = columns.transpose(0, 2, 1).reshape(len(taps), -1).astype(np.int8)
+    return np.pad(in_order, ((0, 0), (0, -in_order.shape[1] % 4))).view("<i4")
+
+
+def _stream(shape: _Shape, taps: np.ndarray, factors: _Factors) -> np.ndarray:
+    """Return the records of all channels, of weights (C, H, W), as the function of the shape reads them."""
+    function = _function(shape)
+    if function in _EXPANDED_WORDS:
+        words = _above_shift(factors.words, factors.scale_bits)
+        return np.concatenate([words, _bytes(shape, taps)], axis=1).astype(np.int32)
     orders: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
         "tk_depthwise_any": partial(_any_words, pairs=shape.kernel_pairs, stride=shape.stride_h),
         "tk_depthwise_3x3_s2": _strided_words,
-        "tk_depthwise_5x5_s2": partial(_row_words, parts=(slice(5),)),
-        "tk_depthwise_7x7_s2": partial(_row_words, parts=(slice(4), slice(4, 7))),
+        "tk_depthwise_3x3": _odd_words,
     }
-    return orders.get(_function(shape), _odd_words)(taps)
+    group = shape.multiplier if shape.multiplier > 1 else _PLANES
+    words = _with_runs(factors.words, group) if function in _WALKS_RUNS else factors.words
+    scaled = taps.astype(np.int32) << factors.scale_bits[:, None, None]
+    return np.concatenate([words, orders[function](scaled)], axis=1).astype(np.int32)
 
 
 def _calls(graph: Graph, op: Op, where: str) -> tuple[Call, ...]:
@@ -221,10 +238,7 @@ def _calls(graph: Graph, op: Op, where: str) -> tuple[Call, ...]:
     shape = _Shape.of(graph, op)
     factors = _factors(graph, op, taps, where)
     assert factors is not None
-    scaled = taps[0].transpose(2, 0, 1).astype(np.int32) << factors.scale_bits[:, None, None]
-    words = _words(shape, scaled)
-    group = shape.multiplier if shape.multiplier > 1 else _PLANES
-    records = _with_runs(factors.words, group) if _function(shape) in _WALKS_RUNS else factors.words
+    stream = _stream(shape, taps[0].transpose(2, 0, 1), factors)
     sizes = {
         "in_h": shape.in_h,
         "in_w": shape.in_w,
@@ -240,7 +254,7 @@ def _calls(graph: Graph, op: Op, where: str) -> tuple[Call, ...]:
         "kernel_pairs": shape.kernel_pairs,
         "kernel_w": shape.kernel_w,
         "strips": shape.strips,
-        "weight_words": words.shape[1],
+        "weight_words": stream.shape[1] - _FACTORS,
     }
     fields: dict[str, Field] = {
         **u16(sizes, where),
@@ -255,8 +269,8 @@ def _calls(graph: Graph, op: Op, where: str) -> tuple[Call, ...]:
             "tk_depthwise_t",
             fields,
             (Argument(op.inputs[0]), Argument(op.outputs[0]), SCRATCH),
-            {"stream": np.concatenate([records, words], axis=1).astype(np.int32)},
-            scratch_bytes=shape.band_bytes(shape.strips),
+            {"stream": stream},
+            scratch_bytes=_scratch_bytes(shape, _function(shape), shape.strips),
         ),
     )
 

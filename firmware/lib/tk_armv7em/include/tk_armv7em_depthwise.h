@@ -11,6 +11,9 @@
  * ASR #10), else with t = SMMULR(sum, multiplier) SSAT(8, (t - (t < 0) + addend) ASR #shift);
  * tinykd/kernels/requantize.py. For kernels 3x3 the byte above the shift tells how many channels of one group round in
  * the same way from here on; a group is four channels, or where there is a multiplier the channels of one input channel.
+ * For kernels 5x5 and 7x7 the stream holds the weights as bytes, a kernel column from top to bottom after the other, 0 up
+ * to a whole word, and the byte above the shift tells how far they are to be shifted left: records are made of them in
+ * scratch, for four input channels at a time.
  */
 #ifndef TK_ARMV7EM_DEPTHWISE_H
 #define TK_ARMV7EM_DEPTHWISE_H
@@ -29,16 +32,17 @@ typedef struct {
     uint16_t kernel_pairs;              /* ceil((kernel_h + stride_h) / 2), at least stride_h */
     uint16_t kernel_w;                  /* only tk_depthwise_any reads it */
     uint16_t strips;                    /* of a band, at least 1 */
-    uint16_t weight_words;              /* of a channel */
+    uint16_t weight_words;              /* of a channel in the stream */
     const int32_t *stream;              /* (in_c * multiplier, 4 + weight_words) */
 } tk_depthwise_t;
 
 /* Kernels 3x3, 5x5 and 7x7 with stride 1. y must not overlap x; it may be x where the multiplier is 1 and the output has
  * the input's size: no channel is read again once its outputs are written, band by band.
- * scratch: ((strips - 1) * stride_h + kernel_pairs) * min(in_c, 4) * columns words, aligned to 4 bytes.
+ * scratch: ((strips - 1) * stride_h + kernel_pairs) * min(in_c, 4) * columns words, aligned to 4 bytes; then for kernels
+ * 5x5 and 7x7 records of 4 + 20 and 4 + 42, with stride 2 4 + 15 and 4 + 28 words for min(in_c, 4) * multiplier channels.
  *
- * The weights of a kernel column, the last column first: (w0, w1); for i from 1 while 2i + 1 < height (w2i, w2i+1) and
- * (w2i-1, w2i); then the last two weights. */
+ * The weights of a kernel column, the last column first (among bytes, too): (w0, w1); for i from 1 while 2i + 1 < height
+ * (w2i, w2i+1) and (w2i-1, w2i); then the last two weights. */
 void tk_depthwise_3x3(const tk_depthwise_t *params, const int8_t *x, int8_t *y, int8_t *scratch);
 void tk_depthwise_5x5(const tk_depthwise_t *params, const int8_t *x, int8_t *y, int8_t *scratch);
 void tk_depthwise_7x7(const tk_depthwise_t *params, const int8_t *x, int8_t *y, int8_t *scratch);

@@ -251,10 +251,123 @@ static inline int32_t tk_depthwise_odd(const int32_t *stream, int32_t size, int3
 
 #endif
 
-/* Runs `channels` for each band, for four planes or for the output channels of one. */
+/* Writes a channel's weights as its record has them: `from` bytes, column by column, times 2^bits. */
+typedef void tk_depthwise_expand_t(const int8_t *from, int32_t bits, int32_t *to);
+
+/* Two weights times 2^bits: of what leaves the lower one nothing may stay in the upper one. */
+static inline int32_t tk_depthwise_scaled(int32_t pair, int32_t bits)
+{
+    const uint32_t spilled = ((1U << bits) - 1U) << 16;
+    return (int32_t)(((uint32_t)pair << bits) & ~spilled);
+}
+
+/* One kernel column of 5 or 7 weights: (w0, w2), (w1, w3), (w4, w6), (w5, -); of 5 weights (w4, 0), 0. */
+typedef struct {
+    int32_t even[2], odd[2];
+} tk_depthwise_column_t;
+
+static inline __attribute__((always_inline)) tk_depthwise_column_t tk_depthwise_column(const int8_t *from, int32_t bits,
+                                                                                       int32_t size)
+{
+    const int32_t upper = tk_load4(from);
+    const int32_t lower = size == 7 ? tk_load4(from + 4) : from[4];
+    return (tk_depthwise_column_t){
+        .even = {tk_depthwise_scaled(tk_sxtb16(upper), bits),
+                 size == 7 ? tk_depthwise_scaled(tk_sxtb16(lower), bits) : tk_pair(lower * (1 << bits), 0)},
+        .odd = {tk_depthwise_scaled(tk_sxtb16_odd(upper), bits),
+                size == 7 ? tk_depthwise_scaled(tk_sxtb16_odd(lower), bits) : 0},
+    };
+}
+
+/* The lower halves of two words; their upper halves; the lower half of one and the upper half of the other. */
+static inline int32_t tk_depthwise_low(int32_t first, int32_t second)
+{
+#if TK_HAS_DSP
+    int32_t pair;
+    __asm__("pkhbt %0, %1, %2, lsl #16" : "=r"(pair) : "r"(first), "r"(second));
+    return pair;
+#else
+    return tk_pair(first, second);
+#endif
+}
+
+static inline int32_t tk_depthwise_high(int32_t first, int32_t second)
+{
+#if TK_HAS_DSP
+    int32_t pair;
+    __asm__("pkhtb %0, %2, %1, asr #16" : "=r"(pair) : "r"(first), "r"(second));
+    return pair;
+#else
+    return tk_pair(tk_high(first), tk_high(second));
+#endif
+}
+
+static inline int32_t tk_depthwise_mixed(int32_t first, int32_t second)
+{
+#if TK_HAS_DSP
+    int32_t pair;
+    __asm__("pkhbt %0, %1, %2" : "=r"(pair) : "r"(first), "r"(second));
+    return pair;
+#else
+    return tk_pair(first, tk_high(second));
+#endif
+}
+
+/* The weights for stride 1, size 5 or 7: their order is that of tk_armv7em_depthwise.h. */
+static inline __attribute__((always_inline)) void tk_depthwise_expand_odd(const int8_t *from, int32_t bits, int32_t size,
+                                                                          int32_t *to)
+{
+    for (int32_t column = 0; column < size; column++, from += size, to += size - 1) {
+        const tk_depthwise_column_t w = tk_depthwise_column(from, bits, size);
+        const int32_t across = tk_depthwise_low(tk_high(w.odd[0]), w.even[1]);
+        to[0] = tk_depthwise_low(w.even[0], w.odd[0]);
+        to[1] = tk_depthwise_high(w.even[0], w.odd[0]);
+        to[2] = tk_depthwise_mixed(w.odd[0], w.even[0]);
+        if (size == 5) {
+            to[3] = across;
+        } else {
+            to[3] = tk_depthwise_low(w.even[1], w.odd[1]);
+            to[4] = across;
+            to[5] = tk_depthwise_mixed(w.odd[1], w.even[1]);
+        }
+    }
+}
+
+/* Some columns of the weights for stride 2, size 5 or 7, as rows of pairs. */
+static inline __attribute__((always_inline)) void tk_depthwise_expand_rows(const int8_t *from, int32_t bits, int32_t size,
+                                                                           int32_t columns, int32_t *to)
+{
+    for (int32_t column = 0; column < columns; column++, from += size, to++) {
+        const tk_depthwise_column_t w = tk_depthwise_column(from, bits, size);
+        to[0] = tk_depthwise_low(w.even[0], w.odd[0]);
+        to[columns] = tk_depthwise_high(w.even[0], w.odd[0]);
+        to[2 * columns] = tk_depthwise_low(w.even[1], w.odd[1]);
+        if (size == 7) {
+            to[3 * columns] = tk_pair(tk_high(w.even[1]), 0);
+        }
+    }
+}
+
+/* Records of some channels of the stream, their weights as bytes, as the walk reads them. */
+static inline __attribute__((always_inline)) void tk_depthwise_records(const int32_t *from, int32_t from_words, int32_t *to,
+                                                                       int32_t to_words, int32_t channels,
+                                                                       tk_depthwise_expand_t *expand)
+{
+    for (; channels > 0; channels--, from += from_words, to += to_words) {
+        to[0] = from[0];
+        to[1] = from[1];
+        to[2] = from[2];
+        to[3] = from[3] & 0xFF;
+        expand((const int8_t *)(from + TK_DEPTHWISE_FACTORS), from[3] >> 8, to + TK_DEPTHWISE_FACTORS);
+    }
+}
+
+/* Runs `channels` for each band, for four planes or for the output channels of one. `expand`, where it is not 0, makes
+ * `expanded` words of a channel's weights, once for all bands. */
 static inline __attribute__((always_inline)) void tk_depthwise_run(const tk_depthwise_t *p, const int8_t *x, int8_t *y,
                                                                    int8_t *scratch,
-                                                                   void (*channels)(tk_depthwise_channels_t *))
+                                                                   void (*channels)(tk_depthwise_channels_t *),
+                                                                   tk_depthwise_expand_t *expand, int32_t expanded)
 {
     int32_t *const planes = (int32_t *)(void *)scratch;
     const int32_t in_c = p->in_c;
@@ -264,7 +377,9 @@ static inline __attribute__((always_inline)) void tk_depthwise_run(const tk_dept
     const int32_t stride_words = words * p->stride_h;
     const int32_t strips = (p->out_h + 1) / 2;
     const int32_t kept = p->kernel_pairs - p->stride_h;
-    const int32_t record = TK_DEPTHWISE_FACTORS + p->weight_words;
+    const int32_t stored = TK_DEPTHWISE_FACTORS + p->weight_words;
+    const int32_t record = expand != 0 ? TK_DEPTHWISE_FACTORS + expanded : stored;
+    const int32_t plane_words = (p->strips - 1) * stride_words + p->kernel_pairs * words;
     const int32_t out_c = in_c * p->multiplier;
     tk_depthwise_channels_t c;
     c.pitch = 4 * words;
@@ -277,10 +392,16 @@ static inline __attribute__((always_inline)) void tk_depthwise_run(const tk_dept
     c.kernel_w = p->kernel_w;
     c.kernel_pairs = p->kernel_pairs;
     c.step = out_c;
-    tk_depthwise_clear(p, planes, (p->strips - 1) * stride_words + p->kernel_pairs * words);
+    tk_depthwise_clear(p, planes, plane_words);
     for (int32_t first = 0; first < in_c; first += TK_DEPTHWISE_PLANES) {
         /* The last four channels may be some of the ones before. */
         const int32_t begin = first + num_planes > in_c ? in_c - num_planes : first;
+        const int32_t *records = p->stream + first * p->multiplier * stored;
+        if (expand != 0) {
+            tk_depthwise_records(records, stored, planes + plane_words, record,
+                                 (begin + num_planes - first) * p->multiplier, expand);
+            records = planes + plane_words;
+        }
         for (int32_t strip = 0; strip < strips; strip += p->strips) {
             const int32_t count = strips - strip < p->strips ? strips - strip : p->strips;
             const int32_t present = strip == 0 ? 0 : kept;
@@ -293,15 +414,17 @@ static inline __attribute__((always_inline)) void tk_depthwise_run(const tk_dept
             c.last_row = 2 * (strip + count) > p->out_h ? 0 : c.row;
             c.first_row = count == 1 ? c.last_row : c.row;
             int32_t plane = first - begin;
-            int32_t out = first * p->multiplier;
+            const int32_t *stream = records;
+            int8_t *to = y + 2 * strip * c.row + first * p->multiplier;
             while (plane < num_planes) {
                 const int32_t is_single = p->multiplier == 1;
                 c.x = planes + plane * p->columns;
                 c.channels = is_single ? num_planes - plane : p->multiplier;
                 c.x_step = is_single ? 4 * p->columns : 0;
-                c.stream = p->stream + out * record;
-                c.y = y + 2 * strip * c.row + out;
-                out += c.channels;
+                c.stream = stream;
+                c.y = to;
+                stream += c.channels * record;
+                to += c.channels;
                 plane += is_single ? num_planes : 1;
                 channels(&c);
             }

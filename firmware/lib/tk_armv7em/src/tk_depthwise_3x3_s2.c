@@ -68,5 +68,5 @@ static void channels(tk_depthwise_channels_t *c)
 
 void tk_depthwise_3x3_s2(const tk_depthwise_t *p, const int8_t *x, int8_t *y, int8_t *scratch)
 {
-    tk_depthwise_run(p, x, y, scratch, channels);
+    tk_depthwise_run(p, x, y, scratch, channels, 0, 0);
 }

@@ -77,7 +77,12 @@ static void channels(tk_depthwise_channels_t *c)
 
 #endif
 
+static inline __attribute__((always_inline)) void expand(const int8_t *from, int32_t bits, int32_t *to)
+{
+    tk_depthwise_expand_odd(from, bits, 7, to);
+}
+
 void tk_depthwise_7x7(const tk_depthwise_t *p, const int8_t *x, int8_t *y, int8_t *scratch)
 {
-    tk_depthwise_run(p, x, y, scratch, channels);
+    tk_depthwise_run(p, x, y, scratch, channels, expand, 42);
 }

@@ -67,7 +67,13 @@ static void channels(tk_depthwise_channels_t *c)
 
 #endif
 
+static inline __attribute__((always_inline)) void expand(const int8_t *from, int32_t bits, int32_t *to)
+{
+    tk_depthwise_expand_rows(from, bits, 7, 4, to);
+    tk_depthwise_expand_rows(from + 4 * 7, bits, 7, 3, to + 16);
+}
+
 void tk_depthwise_7x7_s2(const tk_depthwise_t *p, const int8_t *x, int8_t *y, int8_t *scratch)
 {
-    tk_depthwise_run(p, x, y, scratch, channels);
+    tk_depthwise_run(p, x, y, scratch, channels, expand, 28);
 }
