@@ -165,7 +165,7 @@ _Static_assert(TK_ROWS_SHIFT == 10, "the shift of SSAT");
 
 /* Blocks of channels of `pairs` pairs of columns, until the stream says stop; returns what follows in the stream.
  * The outputs of the second pair follow those of the first pair's second column. */
-static __attribute__((noinline)) const int32_t *blocks_2(const tk_rows_t *rows, const int32_t *stream,
+static __attribute__((noipa)) const int32_t *packed_blocks_2(const tk_rows_t *rows, const int32_t *stream,
                                                          const int32_t *columns, int8_t *y0, int8_t *y1, int32_t pairs)
 {
     const int32_t steps = rows->depth / 8;
@@ -203,7 +203,7 @@ static __attribute__((noinline)) const int32_t *blocks_2(const tk_rows_t *rows, 
 #define FINISH_1(sums, form) sums form("r3", "r2") STORED_1
 
 /* Blocks of channels of one column, until the stream says stop; returns what follows in the stream. */
-static __attribute__((noinline)) const int32_t *blocks_1(const tk_rows_t *rows, const int32_t *stream,
+static __attribute__((noipa)) const int32_t *packed_blocks_1(const tk_rows_t *rows, const int32_t *stream,
                                                          const int32_t *column, int8_t *y)
 {
     const int32_t steps = rows->depth / 8;
@@ -245,12 +245,12 @@ static const int32_t *blocks(const tk_rows_t *rows, const int32_t *stream, const
     }
 }
 
-static const int32_t *blocks_1(const tk_rows_t *rows, const int32_t *stream, const int32_t *column, int8_t *y)
+static const int32_t *packed_blocks_1(const tk_rows_t *rows, const int32_t *stream, const int32_t *column, int8_t *y)
 {
     return blocks(rows, stream, column, 1, y);
 }
 
-static const int32_t *blocks_2(const tk_rows_t *rows, const int32_t *stream, const int32_t *columns, int8_t *y0,
+static const int32_t *packed_blocks_2(const tk_rows_t *rows, const int32_t *stream, const int32_t *columns, int8_t *y0,
                                int8_t *y1, int32_t pairs)
 {
     const int32_t *next = stream;
@@ -267,11 +267,11 @@ void tk_rows_packed_2(const tk_rows_t *rows, const int32_t *columns, int8_t *y0,
 {
     const int32_t *stream = rows->stream;
     if (rows->out_c >= BLOCK) {
-        stream = blocks_2(rows, stream, columns, y0, y1, 1);
+        stream = packed_blocks_2(rows, stream, columns, y0, y1, 1);
     }
     if (rows->out_c % BLOCK) {
         int8_t last[2][BLOCK];
-        blocks_2(rows, stream, columns, last[0], last[1], 1);
+        packed_blocks_2(rows, stream, columns, last[0], last[1], 1);
         y0[rows->out_c - 1] = last[0][0];
         y1[rows->out_c - 1] = last[1][0];
     }
@@ -288,7 +288,7 @@ void tk_rows_packed_pairs(const tk_rows_t *rows, const int32_t *columns, int8_t 
         }
         return;
     }
-    blocks_2(rows, rows->stream, columns, y, y + out_c, pairs);
+    packed_blocks_2(rows, rows->stream, columns, y, y + out_c, pairs);
     tk_rows_clamp(rows, y, 2 * pairs * out_c);
 }
 
@@ -296,11 +296,11 @@ void tk_rows_packed_1(const tk_rows_t *rows, const int32_t *column, int8_t *y)
 {
     const int32_t *stream = rows->stream;
     if (rows->out_c >= BLOCK) {
-        stream = blocks_1(rows, stream, column, y);
+        stream = packed_blocks_1(rows, stream, column, y);
     }
     if (rows->out_c % BLOCK) {
         int8_t last[BLOCK];
-        blocks_1(rows, stream, column, last);
+        packed_blocks_1(rows, stream, column, last);
         y[rows->out_c - 1] = last[0];
     }
     tk_rows_clamp(rows, y, rows->out_c);

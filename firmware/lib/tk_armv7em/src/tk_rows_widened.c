@@ -65,7 +65,7 @@ void tk_rows_widened_1(const tk_rows_t *rows, const int32_t *column, int8_t *y)
 #define STRING_OF(x) #x
 #define STRING(x) STRING_OF(x)
 
-/* What the assembly of blocks_2 does not keep in registers. */
+/* What the assembly of widened_blocks_2 does not keep in registers. */
 typedef struct {
     const int32_t *x;                   /* columns of the pair */
     uint32_t entry;                     /* address of the first quad's code */
@@ -81,7 +81,7 @@ typedef struct {
  * outputs at y0, the second one at y1; those of the next pair follow.
  *
  * r0 x, r1 w; sums of the first column r2, r3, of the second one r4, r5; x in r6 - r9, w in r10 - r12, lr. */
-static __attribute__((noipa)) void blocks_2(const tk_rows_t *rows, const int32_t *w, const int32_t *columns, int8_t *y0,
+static __attribute__((noipa)) void widened_blocks_2(const tk_rows_t *rows, const int32_t *w, const int32_t *columns, int8_t *y0,
                                             int8_t *y1, int32_t pairs)
 {
     const int32_t quads = rows->depth / 4;
@@ -228,7 +228,7 @@ static __attribute__((noipa)) void blocks_2(const tk_rows_t *rows, const int32_t
 
 #else
 
-static void blocks_2(const tk_rows_t *rows, const int32_t *w, const int32_t *columns, int8_t *y0, int8_t *y1,
+static void widened_blocks_2(const tk_rows_t *rows, const int32_t *w, const int32_t *columns, int8_t *y0, int8_t *y1,
                      int32_t pairs)
 {
     for (; pairs > 0; pairs--, columns += rows->depth) {
@@ -259,7 +259,7 @@ static void last_channel_2(const tk_rows_t *rows, const int32_t *columns, int8_t
 {
     int8_t outputs[2][BLOCK];
     const int32_t words = BLOCK + rows->depth + END(rows);
-    blocks_2(rows, rows->stream + rows->out_c / BLOCK * words, columns, outputs[0], outputs[1], 1);
+    widened_blocks_2(rows, rows->stream + rows->out_c / BLOCK * words, columns, outputs[0], outputs[1], 1);
     y0[rows->out_c - 1] = outputs[0][0];
     y1[rows->out_c - 1] = outputs[1][0];
 }
@@ -267,7 +267,7 @@ static void last_channel_2(const tk_rows_t *rows, const int32_t *columns, int8_t
 void tk_rows_widened_2(const tk_rows_t *rows, const int32_t *columns, int8_t *y0, int8_t *y1)
 {
     if (rows->out_c >= BLOCK) {
-        blocks_2(rows, rows->stream, columns, y0, y1, 1);
+        widened_blocks_2(rows, rows->stream, columns, y0, y1, 1);
     }
     if (rows->out_c % BLOCK) {
         last_channel_2(rows, columns, y0, y1);
@@ -285,6 +285,6 @@ void tk_rows_widened_pairs(const tk_rows_t *rows, const int32_t *columns, int8_t
         }
         return;
     }
-    blocks_2(rows, rows->stream, columns, y, y + out_c, pairs);
+    widened_blocks_2(rows, rows->stream, columns, y, y + out_c, pairs);
     tk_rows_clamp(rows, y, 2 * pairs * out_c);
 }
