@@ -22,7 +22,8 @@ class Firmware:
         path: the file.
         segments: (load address, bytes) of everything that flash holds.
         symbols: address of each named object and function (Thumb bit cleared).
-        functions: (address, name), sorted; a name that several files use is followed by its file.
+        functions: (address, name), sorted; the name of a file's own function is followed by the file, unless it begins
+            with tk_ and no other file has it.
         static_ends: first address above each section that takes memory.
     """
 
@@ -118,5 +119,9 @@ def read_firmware(path: Path) -> Firmware:
 def _told_apart(functions: list[tuple[int, str, str]]) -> tuple[tuple[int, str], ...]:
     """Return (address, name), sorted, from (address, name, source file)."""
     uses = Counter(name for _, name, _ in functions)
-    named = ((at, f"{name} ({source})" if uses[name] > 1 and source else name) for at, name, source in functions)
-    return tuple(sorted(named))
+
+    def told_apart(name: str, source: str) -> str:
+        is_clear = name.startswith("tk_") and uses[name] == 1
+        return f"{name} ({source})" if source and not is_clear else name
+
+    return tuple(sorted((at, told_apart(name, source)) for at, name, source in functions))

@@ -117,4 +117,50 @@ static inline int32_t tk_ssat8(int32_t x)
 #endif
 }
 
+/* The lower halves of two words; their upper halves; the lower half of one and the upper half of the other. */
+static inline int32_t tk_pack_low(int32_t first, int32_t second)
+{
+#if TK_HAS_DSP
+    int32_t pair;
+    __asm__("pkhbt %0, %1, %2, lsl #16" : "=r"(pair) : "r"(first), "r"(second));
+    return pair;
+#else
+    return tk_pair(first, second);
+#endif
+}
+
+static inline int32_t tk_pack_high(int32_t first, int32_t second)
+{
+#if TK_HAS_DSP
+    int32_t pair;
+    __asm__("pkhtb %0, %2, %1, asr #16" : "=r"(pair) : "r"(first), "r"(second));
+    return pair;
+#else
+    return tk_pair(tk_high(first), tk_high(second));
+#endif
+}
+
+static inline int32_t tk_pack_mixed(int32_t first, int32_t second)
+{
+#if TK_HAS_DSP
+    int32_t pair;
+    __asm__("pkhbt %0, %1, %2" : "=r"(pair) : "r"(first), "r"(second));
+    return pair;
+#else
+    return tk_pair(first, tk_high(second));
+#endif
+}
+
+/* Differences of both halves; wrap around. */
+static inline int32_t tk_ssub16(int32_t a, int32_t b)
+{
+#if TK_HAS_DSP
+    int32_t difference;
+    __asm__("ssub16 %0, %1, %2" : "=r"(difference) : "r"(a), "r"(b));
+    return difference;
+#else
+    return tk_pair(tk_low(a) - tk_low(b), tk_high(a) - tk_high(b));
+#endif
+}
+
 #endif

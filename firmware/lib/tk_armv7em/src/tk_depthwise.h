@@ -279,56 +279,22 @@ static inline __attribute__((always_inline)) tk_depthwise_column_t tk_depthwise_
     };
 }
 
-/* The lower halves of two words; their upper halves; the lower half of one and the upper half of the other. */
-static inline int32_t tk_depthwise_low(int32_t first, int32_t second)
-{
-#if TK_HAS_DSP
-    int32_t pair;
-    __asm__("pkhbt %0, %1, %2, lsl #16" : "=r"(pair) : "r"(first), "r"(second));
-    return pair;
-#else
-    return tk_pair(first, second);
-#endif
-}
-
-static inline int32_t tk_depthwise_high(int32_t first, int32_t second)
-{
-#if TK_HAS_DSP
-    int32_t pair;
-    __asm__("pkhtb %0, %2, %1, asr #16" : "=r"(pair) : "r"(first), "r"(second));
-    return pair;
-#else
-    return tk_pair(tk_high(first), tk_high(second));
-#endif
-}
-
-static inline int32_t tk_depthwise_mixed(int32_t first, int32_t second)
-{
-#if TK_HAS_DSP
-    int32_t pair;
-    __asm__("pkhbt %0, %1, %2" : "=r"(pair) : "r"(first), "r"(second));
-    return pair;
-#else
-    return tk_pair(first, tk_high(second));
-#endif
-}
-
 /* The weights for stride 1, size 5 or 7: their order is that of tk_armv7em_depthwise.h. */
 static inline __attribute__((always_inline)) void tk_depthwise_expand_odd(const int8_t *from, int32_t bits, int32_t size,
                                                                           int32_t *to)
 {
     for (int32_t column = 0; column < size; column++, from += size, to += size - 1) {
         const tk_depthwise_column_t w = tk_depthwise_column(from, bits, size);
-        const int32_t across = tk_depthwise_low(tk_high(w.odd[0]), w.even[1]);
-        to[0] = tk_depthwise_low(w.even[0], w.odd[0]);
-        to[1] = tk_depthwise_high(w.even[0], w.odd[0]);
-        to[2] = tk_depthwise_mixed(w.odd[0], w.even[0]);
+        const int32_t across = tk_pack_low(tk_high(w.odd[0]), w.even[1]);
+        to[0] = tk_pack_low(w.even[0], w.odd[0]);
+        to[1] = tk_pack_high(w.even[0], w.odd[0]);
+        to[2] = tk_pack_mixed(w.odd[0], w.even[0]);
         if (size == 5) {
             to[3] = across;
         } else {
-            to[3] = tk_depthwise_low(w.even[1], w.odd[1]);
+            to[3] = tk_pack_low(w.even[1], w.odd[1]);
             to[4] = across;
-            to[5] = tk_depthwise_mixed(w.odd[1], w.even[1]);
+            to[5] = tk_pack_mixed(w.odd[1], w.even[1]);
         }
     }
 }
@@ -339,9 +305,9 @@ static inline __attribute__((always_inline)) void tk_depthwise_expand_rows(const
 {
     for (int32_t column = 0; column < columns; column++, from += size, to++) {
         const tk_depthwise_column_t w = tk_depthwise_column(from, bits, size);
-        to[0] = tk_depthwise_low(w.even[0], w.odd[0]);
-        to[columns] = tk_depthwise_high(w.even[0], w.odd[0]);
-        to[2 * columns] = tk_depthwise_low(w.even[1], w.odd[1]);
+        to[0] = tk_pack_low(w.even[0], w.odd[0]);
+        to[columns] = tk_pack_high(w.even[0], w.odd[0]);
+        to[2 * columns] = tk_pack_low(w.even[1], w.odd[1]);
         if (size == 7) {
             to[3 * columns] = tk_pair(tk_high(w.even[1]), 0);
         }

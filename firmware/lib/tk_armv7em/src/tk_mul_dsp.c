@@ -13,22 +13,11 @@ static inline int32_t output(const tk_product_t *p, int32_t acc)
     return tk_ssat8((tk_smmlar(2 * acc, p->multiplier, p->addend) + (acc >> 31)) >> p->shift);
 }
 
-static inline int32_t subtract(int32_t a, int32_t b)
-{
-#if TK_HAS_DSP
-    int32_t difference;
-    __asm__("ssub16 %0, %1, %2" : "=r"(difference) : "r"(a), "r"(b));
-    return difference;
-#else
-    return tk_pair(tk_low(a) - tk_low(b), tk_high(a) - tk_high(b));
-#endif
-}
-
 /* Products of four elements of each operand. */
 static inline int32_t mul4(const tk_product_t *p, int32_t a, int32_t b)
 {
-    const int32_t a_even = subtract(tk_sxtb16(a), p->a_zeros), a_odd = subtract(tk_sxtb16_odd(a), p->a_zeros);
-    const int32_t b_even = subtract(tk_sxtb16(b), p->b_zeros), b_odd = subtract(tk_sxtb16_odd(b), p->b_zeros);
+    const int32_t a_even = tk_ssub16(tk_sxtb16(a), p->a_zeros), a_odd = tk_ssub16(tk_sxtb16_odd(a), p->a_zeros);
+    const int32_t b_even = tk_ssub16(tk_sxtb16(b), p->b_zeros), b_odd = tk_ssub16(tk_sxtb16_odd(b), p->b_zeros);
     return tk_bytes(output(p, tk_low(a_even) * tk_low(b_even)), output(p, tk_low(a_odd) * tk_low(b_odd)),
                     output(p, tk_high(a_even) * tk_high(b_even)), output(p, tk_high(a_odd) * tk_high(b_odd)));
 }
