@@ -28,3 +28,12 @@ def pytest_configure(config):
     """Declare the markers of this folder."""
     config.addinivalue_line("markers", "host_compiler: needs a C compiler for this machine")
     config.addinivalue_line("markers", "arm_compiler: needs arm-none-eabi-gcc")
+
+
+@pytest.fixture(scope="session")
+def kernels(tmp_path_factory):
+    """A function that returns the folder of a core's kernels, compiled when first asked for."""
+    from tinykd.build.bare import build_kernels
+
+    folder = tmp_path_factory.mktemp("kernels")
+    return lambda core: build_kernels(core, folder / core)

@@ -9,11 +9,12 @@ import pytest
 from graphs import Builder
 from hostmodel import run_sanitized
 from sim.fakeboard import needs_unicorn
+from variants import forced
 
-from tinykd.build.bare import build_bare, build_kernels
+from tinykd.build.bare import build_bare
 from tinykd.export import reference
 from tinykd.ir import Graph, Quant
-from tinykd.kernels import Engine, candidates, scratch_bytes, signature
+from tinykd.kernels import candidates, scratch_bytes
 from tinykd.kernels.armv7em import convolution, winograd
 from tinykd.plan import plan_graph
 from tinykd.run.bare import BareModel
@@ -79,27 +80,15 @@ def samples(builder: Builder) -> np.ndarray:
     return x
 
 
-def forced(graph: Graph, variant: str) -> Engine:
-    """An engine that takes this variant wherever it applies; it applies to the first op."""
-    engine = Engine("armv7em", choices={signature(graph, op): variant for op in graph.ops})
-    assert candidates(graph, graph.ops[0], engine)[0].variant == variant
-    return engine
-
-
-@pytest.fixture(scope="module")
-def kernels(tmp_path_factory):
-    """Kernels by core, compiled when first asked for."""
-    folder = tmp_path_factory.mktemp("kernels")
-    return lambda core: build_kernels(core, folder / core)
-
-
 @pytest.mark.host_compiler
 @pytest.mark.parametrize(("variant", "index"), CASES)
 def test_c_forms_equal_the_reference(variant, index, tmp_path):
     """Under sanitizers, with nothing of the arena accessible but input, output and scratch memory."""
     builder = layer(variant, index)
     graph, x = builder.graph(), samples(builder)
-    assert np.array_equal(run_sanitized(graph, x, tmp_path, forced(graph, variant)), reference.run_output(graph, x))
+    assert np.array_equal(
+        run_sanitized(graph, x, tmp_path, forced(graph, variant, everywhere=False)), reference.run_output(graph, x)
+    )
 
 
 @pytest.mark.arm_compiler
@@ -109,7 +98,7 @@ def test_cores_equal_the_reference(variant, index, tmp_path, kernels):
     """Every output on the M4 and on the M7, whatever scratch memory holds before."""
     builder = layer(variant, index)
     graph, x = builder.graph(), samples(builder)
-    engine, expected = forced(graph, variant), reference.run_output(graph, x)
+    engine, expected = forced(graph, variant, everywhere=False), reference.run_output(graph, x)
     plan = plan_graph(graph, engine=engine)
     core = ("cortex-m4", "cortex-m7")[index % 2]
     model = BareModel(build_bare(graph, plan, core, tmp_path, engine, kernels=kernels(core)), core, 1)
@@ -130,7 +119,7 @@ def test_costs_are_near_what_the_emulator_counts(variant, tmp_path, kernels):
         builder = Builder(np.random.default_rng(3), (1, *shape))
         builder.conv(channels, window, stride)
         graph = builder.graph()
-        engine = forced(graph, variant)
+        engine = forced(graph, variant, everywhere=False)
         elf = build_bare(
             graph, plan_graph(graph, engine=engine), "cortex-m7", tmp_path, engine, kernels=kernels("cortex-m7")
         )

@@ -10,7 +10,7 @@ from graphs import Builder
 from hostmodel import run_sanitized
 from sim.fakeboard import needs_unicorn
 
-from tinykd.build.bare import build_bare, build_kernels
+from tinykd.build.bare import build_bare
 from tinykd.export import reference
 from tinykd.ir import Graph, Quant, add_params
 from tinykd.kernels import Engine, candidates, planned_calls
@@ -142,13 +142,6 @@ def _run(graph: Graph, x: np.ndarray, core: str, folder, kernels) -> np.ndarray:
     model = BareModel(build_bare(graph, plan, core, folder, ENGINE, kernels=kernels(core)), core, num_ops)
     size = graph.tensor(graph.outputs[0]).num_bytes
     return np.stack([np.frombuffer(model.run(sample, size), np.int8) for sample in x])
-
-
-@pytest.fixture(scope="module")
-def kernels(tmp_path_factory):
-    """Kernels by core, compiled when first asked for."""
-    folder = tmp_path_factory.mktemp("kernels")
-    return lambda core: build_kernels(core, folder / core)
 
 
 @pytest.mark.host_compiler

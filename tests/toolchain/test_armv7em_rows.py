@@ -9,12 +9,12 @@ import pytest
 from graphs import Builder
 from hostmodel import run_sanitized
 from sim.fakeboard import needs_unicorn
+from variants import forced
 
-from tinykd.build.bare import build_kernels
 from tinykd.commands.bare_stage import run_bare
 from tinykd.export import reference
-from tinykd.ir import Graph, Quant
-from tinykd.kernels import Engine, candidates, select, signature
+from tinykd.ir import Quant
+from tinykd.kernels import select
 from tinykd.kernels.armv7em import pointwise
 
 VARIANTS = tuple(kernel.variant for kernel in pointwise.KERNELS["conv_2d"])
@@ -72,20 +72,6 @@ def samples(builder: Builder) -> np.ndarray:
     x = builder.inputs(3)
     x[0], x[1] = -128, 127
     return x
-
-
-def forced(graph: Graph, variant: str) -> Engine:
-    """An engine that takes this variant for each op; it applies to all."""
-    engine = Engine("armv7em", choices={signature(graph, op): variant for op in graph.ops})
-    assert {candidates(graph, op, engine)[0].variant for op in graph.ops} == {variant}
-    return engine
-
-
-@pytest.fixture(scope="module")
-def kernels(tmp_path_factory):
-    """Kernels by core, compiled when first asked for."""
-    folder = tmp_path_factory.mktemp("kernels")
-    return lambda core: build_kernels(core, folder / core)
 
 
 @pytest.mark.host_compiler
