@@ -42,6 +42,11 @@ def read_budgets(path: Path = BUDGETS) -> Budgets:
     return json.loads(path.read_text(encoding="utf-8"))["budgets"] if path.is_file() else {}
 
 
+def budgets_compiler(path: Path = BUDGETS) -> str:
+    """Return the version of the compiler whose code the budgets are of; empty where there is no file yet."""
+    return json.loads(path.read_text(encoding="utf-8"))["provenance"]["compiler"] if path.is_file() else ""
+
+
 def compare(rows: Iterable[dict[str, Any]], budgets: Budgets) -> list[Change]:
     """Return what is off by more than the tolerance, worse or better, row by row."""
     changes = []
