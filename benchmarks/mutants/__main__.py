@@ -61,14 +61,15 @@ class Verdict:
     seconds: float
 
 
-def load_mutants(words: Iterable[str] = ()) -> list[Mutant]:
-    """Return the mutants of all lists whose names contain every word, in any case.
+def load_mutants(words: Iterable[str] = (), lists: Iterable[str] = ()) -> list[Mutant]:
+    """Return the mutants whose names contain every word, in any case; only those of some lists when these are named.
 
     Raises:
         ValueError: an entry that does not fit the code any more.
+        FileNotFoundError: there is no such list.
     """
     mutants: list[Mutant] = []
-    for path in sorted(FOLDER.glob("*.toml")):
+    for path in [FOLDER / f"{name}.toml" for name in lists] or sorted(FOLDER.glob("*.toml")):
         for entry in tomllib.loads(path.read_text(encoding="utf-8"))["mutant"]:
             mutant = Mutant(**{**entry, "tests": tuple(entry["tests"])})
             text = (ROOT / mutant.file).read_text(encoding="utf-8")
@@ -113,14 +114,32 @@ def copy_tree(folder: Path) -> Path:
     return folder
 
 
+def save(verdicts: Iterable[Verdict], path: Path = RESULTS) -> None:
+    """Write the verdicts in the order of the lists; mutants that were not judged now keep their earlier one.
+
+    The versions are those of the last run.
+    """
+    known = {entry["name"]: entry for entry in json.loads(path.read_text())["mutants"]} if path.is_file() else {}
+    known |= {verdict.name: asdict(verdict) for verdict in verdicts}
+    kept = [known[mutant.name] for mutant in load_mutants() if mutant.name in known]
+    record = {
+        "command": "python -m benchmarks.mutants --save",
+        "versions": {name: version(name) for name in ("torch", "numpy", "pytest")},
+        "killed": sum(entry["killed"] for entry in kept),
+        "mutants": kept,
+    }
+    path.write_text(json.dumps(record, indent=1) + "\n")
+
+
 def main() -> int:
     """Judge the mutants, print the survivors, and return how the run ended."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("words", nargs="*", help="only mutants whose names contain these words")
+    parser.add_argument("--lists", nargs="+", default=(), metavar="NAME", help="only these files, named without .toml")
     parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 2) // 2), help="copies at work")
-    parser.add_argument("--save", action="store_true", help="keep the verdicts in benchmarks/results")
+    parser.add_argument("--save", action="store_true", help="keep the verdicts, beside those of earlier runs")
     arguments = parser.parse_args()
-    mutants = load_mutants(arguments.words)
+    mutants = load_mutants(arguments.words, arguments.lists)
     if not mutants:
         print("no mutant has such a name")
         return 2
@@ -149,13 +168,7 @@ def main() -> int:
     survivors = [verdict.name for verdict in verdicts if not verdict.killed]
     print(f"{len(verdicts) - len(survivors)} of {len(verdicts)} mutants killed")
     if arguments.save:
-        record = {
-            "command": "python -m benchmarks.mutants --save",
-            "versions": {name: version(name) for name in ("torch", "numpy", "pytest")},
-            "killed": len(verdicts) - len(survivors),
-            "mutants": [asdict(verdict) for verdict in verdicts],
-        }
-        RESULTS.write_text(json.dumps(record, indent=1) + "\n")
+        save(verdicts)
     return 1 if survivors else 0
 
 

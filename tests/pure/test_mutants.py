@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 
@@ -45,3 +46,18 @@ def test_a_text_that_is_gone_is_an_error(runner, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(runner, "FOLDER", tmp_path)
     with pytest.raises(ValueError, match="occurs 0 times in tinykd/errors.py"):
         runner.load_mutants()
+
+
+def test_lists_by_name_and_verdicts_beside_earlier_ones(runner, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """One list is chosen by its file's name; saving some verdicts keeps others, not those of mutants that are gone."""
+    ours = runner.load_mutants(lists=["rows"])
+    assert 0 < len(ours) < len(runner.load_mutants())
+    assert runner.load_mutants(["no such words"], ["rows"]) == []
+    record = tmp_path / "mutants.json"
+    first, second = (runner.Verdict(mutant.name, True, "t", 1.0) for mutant in ours[:2])
+    runner.save([second, runner.Verdict("gone since", True, "t", 1.0)], record)
+    runner.save([first], record)
+    runner.save([runner.Verdict(second.name, False, "", 2.0)], record)
+    saved = json.loads(record.read_text())
+    assert [entry["name"] for entry in saved["mutants"]] == [first.name, second.name]
+    assert (saved["killed"], saved["mutants"][1]["seconds"]) == (1, 2.0)
