@@ -27,7 +27,7 @@ goal_option = click.option(
     "--optimize-for",
     type=click.Choice(GOALS),
     default=None,
-    help="What the choice of kernels goes by: fewest instructions, least flash, or both [default: the recipe's, "
+    help="What the choice of kernels goes by: fewest cycles, least flash, or both [default: the recipe's, "
     "else balanced].",
 )
 seed_option = click.option("--seed", default=0, show_default=True, help="Seed of the pseudo-random inputs.")
