@@ -110,6 +110,18 @@ def test_sanitizers_find_nothing(seed, tmp_path):
     assert np.array_equal(run_sanitized(graph, x, tmp_path), reference.run_output(graph, x))
 
 
+@pytest.mark.parametrize("channels", [511, 512, 513, 1024, 4095])
+def test_softmax_of_many_equal_classes(channels, tmp_path):
+    """From 512 equal classes on each has less than half a step: 0. TFLite Micro's own shift is not defined there."""
+    builder = Builder(np.random.default_rng(0), (1, channels))
+    builder.softmax()
+    x = np.full((3, channels), -128, np.int8)
+    x[1, 5], x[2, 7:9] = -125, 127
+    found = run_sanitized(builder.graph(), x, tmp_path)
+    assert np.array_equal(found, reference.run_output(builder.graph(), x))
+    assert set(found[0]) == {-128 + (channels < 512)}
+
+
 @pytest.mark.parametrize("output_scale", [1e-4, 0.01, 30.0, 1e6])
 def test_extreme_factors(output_scale, tmp_path):
     """Factors above 1 (a shift to the left), tiny ones and ones that vanish give the reference's integers."""

@@ -82,11 +82,12 @@ void tk_softmax(const tk_softmax_t *p, const int8_t *x, int8_t *y)
         const int32_t headroom = __builtin_clz((uint32_t)sum);
         const int32_t fraction = (int32_t)(((uint32_t)sum << headroom) - ((uint32_t)1 << 31));
         const int32_t scale = reciprocal_of_one_plus(fraction);
+        /* From a sum of 512 on it is 32 and more, and every probability is less than half of a step of 1/256. */
         const int32_t shift = SUM_INTEGER_BITS - headroom + 31 - 8;
         for (int32_t i = 0; i < p->channels; i++) {
             const int32_t difference = x[i] - largest;
             int32_t probability = 0;
-            if (difference >= p->diff_min) {
+            if (difference >= p->diff_min && shift <= 31) {
                 probability = tk_rounding_shift_right(tk_doubling_high_mul(scale, scaled_exp(p, difference)), shift);
             }
             y[i] = tk_clamp(probability + INT8_MIN, INT8_MIN, INT8_MAX);
